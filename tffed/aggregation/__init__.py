@@ -1,0 +1,7 @@
+"""Aggregators: what happens to updates between the client's weights and the server's step."""
+
+from tffed.aggregation.chain import Aggregator, Reducer, Stage, chain
+from tffed.aggregation.clip import adaptive_clip, clip
+from tffed.aggregation.reducers import mean, median
+
+__all__ = ["Aggregator", "Reducer", "Stage", "adaptive_clip", "chain", "clip", "mean", "median"]

@@ -1,0 +1,160 @@
+"""`chain`: an aggregator from stages, as optax makes an optimizer from transforms."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tffed import random, tree
+
+
+class Stage(NamedTuple):
+    """One part of an aggregator. Every function is pure; the defaults change nothing.
+
+    Attributes:
+        init: `(like) -> state`, the stage's server state; `like` is the trainable weights.
+        shared: `(state) -> shared`, the part of the state that clients may see.
+        client_init: `(like) -> client_state`, e.g. the residual of error feedback.
+        encode: `(shared, client_state, value, seed) -> (payload, client_state, stats)`, on the
+            client. `stats` is a dictionary of scalars that are added over clients.
+        decode: `(shared, payload) -> value`, on the server, for each client.
+        finish: `(state, total, stats, clients, seed) -> (total, state, metrics)`, on the server,
+            once: `total` is the weighted sum, `clients` how many it holds.
+        bound: `(bound) -> bound`: from the largest L2 norm an update can have before the stage
+            (None: unbounded) to that after it.
+    """
+
+    init: Callable = lambda like: ()
+    shared: Callable = lambda state: ()
+    client_init: Callable = lambda like: ()
+    encode: Callable = lambda shared, client_state, value, seed: (value, client_state, {})
+    decode: Callable = lambda shared, payload: payload
+    finish: Callable = lambda state, total, stats, clients, seed: (total, state, {})
+    bound: Callable = lambda bound: None
+
+
+class Reducer(NamedTuple):
+    """The last part of an aggregator: from all clients' values to one.
+
+    Attributes:
+        weight: `(examples) -> weight` of a client, float32 scalars.
+        finish: `(total, weight) -> value`. With `collect`, both have one row a client, and a
+            client that was left out has weight 0.
+        collect: Whether the reducer needs every client's value, stacked, instead of their
+            weighted sum.
+        name: For messages.
+    """
+
+    weight: Callable
+    finish: Callable
+    collect: bool
+    name: str
+
+
+class EncodedUpdate(NamedTuple):
+    """A client's update as it travels."""
+
+    payload: Any
+    weight: Any
+    stats: tuple
+
+
+class AggregatorReport(NamedTuple):
+    """A decoded update times its weight, or the sum of several."""
+
+    total: Any
+    weight: Any
+    stats: tuple
+    clients: Any
+
+
+class Aggregator(NamedTuple):
+    """What `chain` makes.
+
+    Attributes:
+        init: `(like) -> state`.
+        shared: `(state) -> shared`.
+        client_init: `(like) -> client_state`.
+        encode: `(shared, client_state, update, examples, seed) -> (EncodedUpdate, client_state)`.
+        report: `(shared, EncodedUpdate) -> AggregatorReport`.
+        finish: `(state, total AggregatorReport, seed) -> (update, state, metrics)`.
+        collect: Whether reports are stacked instead of added.
+        bound: The largest L2 norm of an update that enters the sum, or None.
+    """
+
+    init: Callable
+    shared: Callable
+    client_init: Callable
+    encode: Callable
+    report: Callable
+    finish: Callable
+    collect: bool
+    bound: float | None
+
+
+def chain(*parts) -> Aggregator:
+    """An aggregator from stages and, last, a reducer.
+
+    Encodes left to right on the client, decodes right to left on the server, finishes left to right
+    on the sum, then reduces.
+
+    Example:
+
+    ```python
+    aggregator = tffed.chain(tffed.clip(1.0), tffed.mean())
+    ```
+
+    Args:
+        *parts: Any number of `Stage`s, then one `Reducer` such as `mean()`.
+
+    Raises:
+        ValueError: The parts are not stages followed by one reducer.
+    """
+    *stages, reducer = parts or (None,)
+    if not isinstance(reducer, Reducer) or not all(isinstance(s, Stage) for s in stages):
+        names = [type(part).__name__ for part in parts]
+        raise ValueError(
+            "Expected stages and then one reducer, e.g. chain(clip(1.0), mean()). "
+            f"Received: {names}."
+        )
+    bound = None
+    for stage in stages:
+        bound = stage.bound(bound)
+
+    def encode(shared, client_state, update, examples, seed):
+        value, new, stats = update, [], []
+        for i, (stage, sh, st) in enumerate(zip(stages, shared, client_state, strict=True)):
+            value, st, stat = stage.encode(sh, st, value, random.stage_seed(seed, i))
+            new.append(st)
+            stats.append(stat)
+        return EncodedUpdate(value, reducer.weight(examples), tuple(stats)), tuple(new)
+
+    def report(shared, encoded):
+        value = encoded.payload
+        for stage, sh in reversed([*zip(stages, shared, strict=True)]):
+            value = stage.decode(sh, value)
+        if not reducer.collect:
+            value = tree.scale(value, encoded.weight)
+        return AggregatorReport(value, encoded.weight, encoded.stats, tf.constant(1.0))
+
+    def finish(state, total, seed):
+        value, new, metrics = total.total, [], {}
+        stats, clients = total.stats, total.clients
+        if reducer.collect:
+            stats, clients = tree.map(lambda x: tf.reduce_sum(x, 0), (stats, clients))
+        for i, (stage, st) in enumerate(zip(stages, state, strict=True)):
+            value, st, found = stage.finish(st, value, stats[i], clients, random.stage_seed(seed, i))
+            new.append(st)
+            metrics |= found
+        return reducer.finish(value, total.weight), tuple(new), metrics
+
+    return Aggregator(
+        init=lambda like: tuple(stage.init(like) for stage in stages),
+        shared=lambda state: tuple(s.shared(x) for s, x in zip(stages, state, strict=True)),
+        client_init=lambda like: tuple(stage.client_init(like) for stage in stages),
+        encode=encode,
+        report=report,
+        finish=finish,
+        collect=reducer.collect,
+        bound=bound,
+    )

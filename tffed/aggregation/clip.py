@@ -1,0 +1,84 @@
+"""Stages that bound the norm of each client's update."""
+
+import tensorflow as tf
+
+from tffed import tree
+from tffed.aggregation.chain import Stage
+
+
+def clip(norm) -> Stage:
+    """Scales each update to an L2 norm of at most `norm`: u ← u · min(1, norm / ‖u‖₂).
+
+    The norm is over all trainable weights together. Reports `clipped`, the fraction of clients
+    that were scaled down.
+
+    Args:
+        norm: The largest norm, positive.
+
+    Raises:
+        ValueError: `norm` is not positive and finite.
+    """
+    norm = _positive("norm", norm)
+
+    def encode(shared, client_state, value, seed):
+        del shared, seed
+        value, was_clipped = _clip(value, norm)
+        return value, client_state, {"clipped": was_clipped}
+
+    def finish(state, total, stats, clients, seed):
+        del seed
+        return total, state, {"clipped": tf.math.divide_no_nan(stats["clipped"], clients)}
+
+    return Stage(encode=encode, finish=finish, bound=lambda b: norm if b is None else min(b, norm))
+
+
+def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
+    """Clips at a norm that follows a quantile of the clients' update norms (Andrew et al. 2021).
+
+    After each round, with b the fraction of clients whose update was within the bound C:
+    C ← C · exp(-learning_rate · (b - quantile)). Not private by itself: b is released exactly.
+    Reports the bound used as `clip_norm`.
+
+    Args:
+        norm: The first bound, positive.
+        quantile: The fraction of updates that should not be clipped, in (0, 1).
+        learning_rate: The geometric step, positive.
+
+    Raises:
+        ValueError: An argument is outside its range.
+    """
+    norm = _positive("norm", norm)
+    learning_rate = _positive("learning_rate", learning_rate)
+    if not 0 < quantile < 1:
+        raise ValueError(f"`quantile` must be in (0, 1). Received: quantile={quantile}")
+
+    def encode(bound, client_state, value, seed):
+        del seed
+        value, was_clipped = _clip(value, bound)
+        return value, client_state, {"within": 1.0 - was_clipped}
+
+    def finish(bound, total, stats, clients, seed):
+        del seed
+        within = tf.math.divide_no_nan(stats["within"], clients)
+        moved = bound * tf.exp(-learning_rate * (within - quantile))
+        return total, tf.where(clients > 0, moved, bound), {"clip_norm": bound}
+
+    return Stage(
+        init=lambda like: tf.constant(norm),
+        shared=lambda bound: bound,
+        encode=encode,
+        finish=finish,
+    )
+
+
+def _clip(value, bound):
+    norm = tree.global_norm(value)
+    factor = tf.minimum(1.0, tf.math.divide_no_nan(bound, norm))
+    # A norm of zero divides to 0, and any factor leaves a zero update as it is.
+    return tree.scale(value, factor), tf.cast(norm > bound, tf.float32)
+
+
+def _positive(name, value):
+    if not (isinstance(value, int | float) and 0 < value < float("inf")):
+        raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value!r}")
+    return float(value)

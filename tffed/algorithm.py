@@ -1,0 +1,271 @@
+"""A federated algorithm as a record of pure functions, cut where the wire is.
+
+    state ──broadcast──▶ bc ──▶ client(bc, client_state, data, seed) ──▶ message, client_state
+    ════════════════ the wire of a real deployment ════════════════
+                         report(bc, message)            summed over clients
+    ════════════════ the wire of a cluster: one sum a chunk ═══════
+    state, total ──finish──▶ state, metrics
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tffed import random, tree
+from tffed.model import ModelWeights
+
+
+class ServerState(NamedTuple):
+    """All that the server carries from round to round.
+
+    Attributes:
+        round: int32 scalar, the rounds done.
+        weights: `ModelWeights` of the global model.
+        optimizer: The server optimizer's `OptimizerState`.
+        aggregator: The state of each stage of the aggregator.
+        learning_rate: float32 scalar, the clients' learning rate in the next round.
+        extra: The algorithm's own server state.
+    """
+
+    round: Any
+    weights: ModelWeights
+    optimizer: Any
+    aggregator: tuple
+    learning_rate: Any
+    extra: Any
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm: pure functions that an engine runs where it sees fit.
+
+    Attributes:
+        init: `(weights, population) -> ServerState`; `population` is the number of clients.
+        broadcast: `(state) -> bc`: what every client of the round receives.
+        client_init: `(bc) -> client_state` of a client never seen before.
+        client: `(bc, client_state, data, seed) -> (message, client_state)`: local training and
+            encoding. `data` is a `LocalData`. The message crosses the wire.
+        report: `(bc, message) -> report`: decoded and weighted, ready to be added.
+        finish: `(state, total, seed) -> (state, metrics)`: one server step from the added reports.
+        personal: `(weights, client_state) -> ModelWeights` that a client would evaluate.
+        collect: Whether reports are stacked, one row a client, instead of added.
+        name: For messages and checkpoints.
+    """
+
+    init: Callable
+    broadcast: Callable
+    client_init: Callable
+    client: Callable
+    report: Callable
+    finish: Callable
+    personal: Callable
+    collect: bool
+    name: str
+
+
+class Recipe(NamedTuple):
+    """An algorithm that still awaits its model and optimizers, e.g. `tffed.fed_avg()`.
+
+    Attributes:
+        name: The algorithm's name.
+        build: `(model, client_optimizer, server_optimizer, aggregator) -> Algorithm`.
+        config: The hyperparameters, JSON-able, for checkpoints and reports.
+        local_training: Whether clients take optimizer steps (`client_optimizer` is needed).
+    """
+
+    name: str
+    build: Callable
+    config: dict
+    local_training: bool = True
+
+    def __call__(self, model, *, client_optimizer=None, server_optimizer, aggregator):
+        if self.local_training and client_optimizer is None:
+            raise ValueError(
+                f"{self.name} trains on the clients and needs a client optimizer. Received: "
+                "client_optimizer=None. Pass e.g. client_optimizer=keras.optimizers.SGD(0.1)."
+            )
+        if not self.local_training and client_optimizer is not None:
+            raise ValueError(
+                f"Clients take no steps in {self.name}; the server optimizer takes the step. "
+                "Received: a client optimizer. Leave client_optimizer out."
+            )
+        return self.build(model, client_optimizer, server_optimizer, aggregator)
+
+
+class Broadcast(NamedTuple):
+    """What the clients of a round receive."""
+
+    round: Any
+    weights: ModelWeights
+    aggregator: tuple
+    learning_rate: Any
+    extra: Any
+
+
+class LocalUpdate(NamedTuple):
+    """What an algorithm's local work gives to `compose`.
+
+    Attributes:
+        update: Flat tuple like the trainable weights, to be averaged; the server moves along it.
+        non_trainable: The client's statistics after training.
+        extra: A nest added up uniformly over clients, for the algorithm's own server state.
+        state: The algorithm's new client state.
+        examples: float32 scalar, the client's number of examples n_k.
+        sums: The sums of the training metrics (see `FunctionalModel`).
+    """
+
+    update: tuple
+    non_trainable: tuple
+    extra: Any
+    state: Any
+    examples: Any
+    sums: tuple
+
+
+class ClientState(NamedTuple):
+    """A client's own state: the algorithm's, the aggregator stages', and local statistics."""
+
+    algorithm: Any
+    aggregator: tuple
+    statistics: tuple
+
+
+class Message(NamedTuple):
+    """What crosses the wire from a client to the server."""
+
+    update: Any
+    non_trainable: tuple
+    extra: Any
+    examples: Any
+    sums: tuple
+
+
+class Report(NamedTuple):
+    """A decoded message, or the sum of several.
+
+    Attributes:
+        update: The aggregator's report.
+        non_trainable: Weighted changes of the statistics.
+        extra: Added uniformly.
+        examples: Examples of the clients that count.
+        sums: Training metrics.
+        clients: Clients that count, and in `dropped` those left out for non-finite values.
+    """
+
+    update: Any
+    non_trainable: tuple
+    extra: Any
+    examples: Any
+    sums: tuple
+    clients: Any
+    dropped: Any
+
+
+def compose(
+    name,
+    work,
+    *,
+    model,
+    server_optimizer,
+    aggregator,
+    learning_rate=None,
+    client_init=lambda bc: (),
+    server_init=lambda weights, population: (),
+    server_update=lambda extra, total, clients: extra,
+) -> Algorithm:
+    """Makes an `Algorithm` of local work, an aggregator and a server optimizer.
+
+    The server step is `w ← step(w, -mean update)`: with SGD(1.0), `w + mean update`. A client whose
+    message holds a NaN or an infinity is left out and counted, and its state stays as it was.
+
+    Args:
+        name: The algorithm's name.
+        work: `(bc, state, data, seed) -> LocalUpdate`; `state` is the algorithm's client state.
+        model: The `FunctionalModel`.
+        server_optimizer: An `Optimizer` for the server step.
+        aggregator: An `Aggregator`, from `chain`.
+        learning_rate: The clients' initial learning rate, or None.
+        client_init: `(bc) -> state` of the algorithm for a new client.
+        server_init: `(weights, population) -> extra`, the algorithm's own server state.
+        server_update: `(extra, total, clients) -> extra`, from the sum of the clients' `extra`.
+    """
+    local = model.local_statistics
+
+    def init(weights, population):
+        return ServerState(
+            tf.constant(0, tf.int32),
+            weights,
+            server_optimizer.init(weights.trainable),
+            aggregator.init(weights.trainable),
+            tf.constant(learning_rate or 0.0, tf.float32),
+            server_init(weights, population),
+        )
+
+    def broadcast(state):
+        shared = aggregator.shared(state.aggregator)
+        return Broadcast(state.round, state.weights, shared, state.learning_rate, state.extra)
+
+    def new_client(bc):
+        statistics = bc.weights.non_trainable if local else ()
+        return ClientState(client_init(bc), aggregator.client_init(bc.weights.trainable), statistics)
+
+    def personal(weights, state):
+        return weights._replace(non_trainable=state.statistics) if local else weights
+
+    def client(bc, state, data, seed):
+        bc = bc._replace(weights=personal(bc.weights, state))
+        done = work(bc, state.algorithm, data, seed)
+        update, stages = aggregator.encode(
+            bc.aggregator, state.aggregator, done.update, done.examples, seed
+        )
+        moved = tree.subtract(done.non_trainable, bc.weights.non_trainable)
+        message = Message(update, () if local else moved, done.extra, done.examples, done.sums)
+        new = ClientState(done.state, stages, done.non_trainable if local else ())
+        return message, tree.select(tree.all_finite((message, new)), new, state)
+
+    def report(bc, message):
+        update = aggregator.report(bc.aggregator, message.update)
+        full = Report(
+            update,
+            tree.scale(message.non_trainable, update.weight),
+            message.extra,
+            message.examples,
+            message.sums,
+            tf.constant(1.0),
+            tf.constant(0.0),
+        )
+        ok = tree.all_finite(full)
+        return tree.select(ok, full, tree.zeros_like(full)._replace(dropped=tf.constant(1.0)))
+
+    def finish(state, total, seed):
+        update, stages, metrics = aggregator.finish(state.aggregator, total.update, seed)
+        if aggregator.collect:
+            rest = tree.map(lambda x: tf.reduce_sum(x, 0), total._replace(update=()))
+            weight = tf.reduce_sum(total.update.weight)
+        else:
+            rest, weight = total, total.update.weight
+        optimizer, trainable = server_optimizer.step(
+            state.optimizer, state.weights.trainable, tree.scale(update, -1.0)
+        )
+        moved = tree.scale(rest.non_trainable, tf.math.divide_no_nan(1.0, weight))
+        statistics = state.weights.non_trainable
+        if not local:
+            statistics = tree.add(statistics, moved)
+        new = state._replace(
+            round=state.round + 1,
+            weights=ModelWeights(trainable, statistics),
+            optimizer=optimizer,
+            aggregator=stages,
+            extra=server_update(state.extra, rest.extra, rest.clients),
+        )
+        counts = {"clients": rest.clients, "dropped": rest.dropped, "examples": rest.examples}
+        return new, model.report(rest.sums) | counts | metrics
+
+    return Algorithm(
+        init, broadcast, new_client, client, report, finish, personal, aggregator.collect, name
+    )
+
+
+def server_seed(seed, round_number):
+    """The seed of the server's own random draws in a round."""
+    return random.fold_in(random.fold_in(seed, round_number), -1)

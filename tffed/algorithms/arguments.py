@@ -1,0 +1,27 @@
+"""Checks shared by the algorithms' arguments."""
+
+
+def check_local_work(local_epochs, local_steps, batch_size):
+    """The three arguments as a dictionary, checked; `local_epochs` is 1 if neither is given."""
+    if local_epochs is not None and local_steps is not None:
+        raise ValueError(
+            "Give the local work as epochs or as steps, not as both. "
+            f"Received: local_epochs={local_epochs}, local_steps={local_steps}"
+        )
+    if local_steps is None:
+        local_epochs = 1 if local_epochs is None else local_epochs
+    arguments = {
+        "local_epochs": local_epochs,
+        "local_steps": local_steps,
+        "batch_size": batch_size,
+    }
+    for name, value in arguments.items():
+        if value is not None:
+            positive_integer(name, value)
+    return arguments
+
+
+def positive_integer(name, value):
+    """Raises a ValueError unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")

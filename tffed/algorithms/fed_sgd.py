@@ -1,0 +1,71 @@
+"""Federated SGD (McMahan et al. 2017, section 2)."""
+
+import tensorflow as tf
+
+from tffed import random, tree
+from tffed.algorithm import LocalUpdate, Recipe, compose
+from tffed.algorithms.arguments import positive_integer
+from tffed.model import ModelWeights
+
+
+def fed_sgd(*, batch_size=None) -> Recipe:
+    """Federated SGD: clients send gradients, the server takes the step.
+
+    Client k sends g_k = ∇ loss(w) over all its examples; the server steps with Σ_k (n_k / n) g_k.
+    With every client and weighting by examples that is one centralised full-batch step.
+
+    Args:
+        batch_size: None takes a client's examples as one batch. A number adds up the gradients of
+            batches of that size, each times its share of the examples: the same gradient in less
+            memory, but for layers that couple a batch's examples, such as BatchNorm.
+
+    Raises:
+        ValueError: `batch_size` is not a positive integer.
+    """
+    if batch_size is not None:
+        positive_integer("batch_size", batch_size)
+
+    def build(model, client_optimizer, server_optimizer, aggregator):
+        del client_optimizer
+        gradient = _full_gradient(model, batch_size)
+
+        def work(bc, state, data, seed):
+            grads, non_trainable, sums = gradient(bc.weights, data, seed)
+            examples = tf.cast(tf.size(data.rows), tf.float32)
+            return LocalUpdate(tree.scale(grads, -1.0), non_trainable, (), state, examples, sums)
+
+        return compose(
+            "fed_sgd", work, model=model, server_optimizer=server_optimizer, aggregator=aggregator
+        )
+
+    return Recipe("fed_sgd", build, {"batch_size": batch_size}, local_training=False)
+
+
+def _full_gradient(model, batch_size):
+    """`(weights, data, seed) -> (gradients, non_trainable, sums)` over all of a client's rows."""
+
+    def full_batch(weights, data, seed):
+        return model.grad(weights, data.take(data.rows), random.model_seed(seed, 0))
+
+    def in_batches(weights, data, seed):
+        count = tf.size(data.rows)
+
+        def body(t, total, non_trainable, sums):
+            rows = data.rows[t * batch_size : tf.minimum((t + 1) * batch_size, count)]
+            here = ModelWeights(weights.trainable, non_trainable)
+            grads, non_trainable, new = model.grad(
+                here, data.take(rows), random.model_seed(seed, t)
+            )
+            total = tree.add(total, tree.scale(grads, tf.size(rows) / count))
+            return t + 1, total, non_trainable, tree.add(sums, new)
+
+        zeros = tree.zeros_like(weights.trainable)
+        _, total, non_trainable, sums = tf.while_loop(
+            lambda t, *_: t * batch_size < count,
+            body,
+            (tf.constant(0), zeros, weights.non_trainable, model.zeros(data.arrays)),
+            parallel_iterations=1,
+        )
+        return total, non_trainable, sums
+
+    return full_batch if batch_size is None else in_batches

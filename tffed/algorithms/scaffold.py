@@ -1,0 +1,74 @@
+"""SCAFFOLD (Karimireddy et al. 2020, arXiv:1910.06378)."""
+
+import tensorflow as tf
+
+from tffed import tree
+from tffed.algorithm import LocalUpdate, Recipe, compose
+from tffed.algorithms.arguments import check_local_work
+from tffed.local import local_training
+
+
+def scaffold(local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
+    """Federated averaging with control variates against client drift.
+
+    Client k keeps c_k, the server c, all zero at first. A local step is v ← v - η (g - c_k + c);
+    after K steps (option II of the paper) c_k⁺ = c_k - c + (w - v) / (K η). The server averages the
+    updates v - w, uniformly in the paper, and sets c ← c + (1/N) Σ_k (c_k⁺ - c_k), N being the
+    number of clients in the population.
+
+    Args:
+        local_epochs: As in `fed_avg`.
+        local_steps: As in `fed_avg`.
+        batch_size: As in `fed_avg`.
+
+    Raises:
+        ValueError: An argument is wrong, or the client optimizer is not plain SGD.
+    """
+    work = check_local_work(local_epochs, local_steps, batch_size)
+    return Recipe("scaffold", lambda *parts: _build(*parts, **work), work)
+
+
+def _build(
+    model, client_optimizer, server_optimizer, aggregator, *, local_epochs, local_steps, batch_size
+):
+    if not client_optimizer.plain_sgd:
+        raise ValueError(
+            "SCAFFOLD's control variates hold for plain SGD on the clients. Received: another "
+            "client optimizer. Use keras.optimizers.SGD(learning_rate) with a constant rate, "
+            "without momentum, decay or clipping."
+        )
+    train = local_training(
+        model,
+        client_optimizer,
+        epochs=local_epochs,
+        steps=local_steps,
+        batch_size=batch_size,
+        correct=lambda g, v, w, variates: tree.add(g, tree.subtract(*variates)),
+    )
+
+    def work(bc, own, data, seed):
+        shared, _ = bc.extra
+        result = train(bc, data, seed, (shared, own))
+        update = tree.subtract(result.weights.trainable, bc.weights.trainable)
+        factor = 1.0 / (tf.cast(result.steps, tf.float32) * bc.learning_rate)
+        new = tree.subtract(tree.subtract(own, shared), tree.scale(update, factor))
+        examples = tf.cast(tf.size(data.rows), tf.float32)
+        moved = tree.subtract(new, own)
+        return LocalUpdate(update, result.weights.non_trainable, moved, new, examples, result.sums)
+
+    def server_update(extra, total, clients):
+        del clients
+        shared, population = extra
+        return tree.add(shared, tree.scale(total, 1.0 / population)), population
+
+    return compose(
+        "scaffold",
+        work,
+        model=model,
+        server_optimizer=server_optimizer,
+        aggregator=aggregator,
+        learning_rate=client_optimizer.learning_rate,
+        client_init=lambda bc: tree.zeros_like(bc.weights.trainable),
+        server_init=lambda w, n: (tree.zeros_like(w.trainable), tf.constant(n, tf.float32)),
+        server_update=server_update,
+    )

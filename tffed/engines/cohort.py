@@ -1,0 +1,37 @@
+"""How a cohort is cut into chunks: by the cohort alone, never by the machine."""
+
+import numpy as np
+
+_LEAST_CHUNKS = 8
+_MOST_CLIENTS = 8
+
+
+def chunks(count, sizes=None):
+    """Cuts positions 0 … count - 1 of a cohort into chunks of work.
+
+    There are enough chunks to keep eight lanes busy, and never more than eight clients in one, so
+    that memory does not grow with the cohort. With sizes, clients go largest first to the chunk
+    that has the fewest examples and room, and the largest chunks come first; without, chunks are
+    consecutive. Inside a chunk clients keep the order of the cohort. Sums follow this order, so
+    they are the same bits for any number of lanes.
+
+    Args:
+        count: Number of clients.
+        sizes: Their numbers of examples, or None where those are not known cheaply.
+
+    Returns:
+        A list of int arrays of positions.
+    """
+    number = max(min(count, _LEAST_CHUNKS), -(-count // _MOST_CLIENTS))
+    if sizes is None:
+        return [part for part in np.array_split(np.arange(count), number or 1) if len(part)]
+    room = -(-count // number) if number else 0
+    loads, parts = np.zeros(number), [[] for _ in range(number)]
+    for position in np.argsort(-np.asarray(sizes), kind="stable"):
+        chunk = int(np.argmin(loads))
+        parts[chunk].append(int(position))
+        loads[chunk] += sizes[position]
+        if len(parts[chunk]) == room:
+            loads[chunk] += np.inf
+    parts = [np.array(sorted(part)) for part in parts if part]
+    return sorted(parts, key=lambda part: (-sum(sizes[p] for p in part), part[0]))

@@ -1,0 +1,267 @@
+"""Keras optimizers as pure functions: (state, params, grads) -> (state, params).
+
+Keras's own stateless form raises on the TensorFlow backend. SGD, Adam, AdamW, Adagrad and RMSprop
+are written out here from their Keras configuration; any other Keras optimizer goes through an
+adapter that runs its code on tensors instead of variables.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tffed import tree
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer carries from step to step.
+
+    Attributes:
+        iteration: int64 scalar, the steps done.
+        learning_rate: float32 scalar; unused where the Keras optimizer has a schedule.
+        slots: Flat tuple of the moments.
+    """
+
+    iteration: Any
+    learning_rate: Any
+    slots: tuple
+
+
+class Optimizer(NamedTuple):
+    """An optimizer as two pure functions.
+
+    Attributes:
+        init: `(params, learning_rate=None) -> OptimizerState`.
+        step: `(state, params, grads) -> (state, params)`; flat tuples of tensors in Keras's order.
+        learning_rate: The initial learning rate, or None where a schedule gives it.
+        plain_sgd: True for gradient descent without momentum, decay, clipping or schedule, which
+            some algorithms (SCAFFOLD) require.
+    """
+
+    init: Callable
+    step: Callable
+    learning_rate: float | None
+    plain_sgd: bool = False
+
+
+def from_keras(optimizer, variables) -> Optimizer:
+    """Builds the pure form of a Keras optimizer.
+
+    Each step does what Keras does, in its order: clip the gradients (`clipnorm`, `clipvalue` or
+    `global_clipnorm`), decay the weights, update. A schedule is a function of the steps done since
+    `init`: on a client, since the round began.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer`, or a name such as `"adam"`. Left as it is.
+        variables: The Keras variables that will be optimised, for shapes and for
+            `exclude_from_weight_decay`.
+
+    Returns:
+        An `Optimizer`.
+
+    Raises:
+        ValueError: `optimizer` is no Keras optimizer, its learning rate is not positive, or it uses
+            `use_ema`, gradient accumulation or loss scaling, whose state is outside the step.
+    """
+    optimizer = _checked(optimizer)
+    update = _NATIVE.get(type(optimizer))
+    if update is None:
+        return _adapted(optimizer, list(variables))
+    decay = optimizer.weight_decay or 0.0
+    decayed = [bool(decay) and optimizer._use_weight_decay(v) for v in variables]
+    slots_of, update = update(optimizer)
+    schedule, initial = _learning_rate(optimizer)
+
+    def init(params, learning_rate=None):
+        rate = _rate(initial, learning_rate)
+        slots = tuple(slot for make in slots_of for slot in tree.map(make, tuple(params)))
+        return OptimizerState(tf.constant(0, tf.int64), rate, slots)
+
+    def step(state, params, grads):
+        rate = schedule(state.iteration) if schedule else state.learning_rate
+        grads = _clip(optimizer, grads)
+        columns = [state.slots[i :: len(params)] for i in range(len(params))]
+        new = []
+        for param, grad, slots, decays in zip(params, grads, columns, decayed, strict=True):
+            lr = tf.cast(rate, param.dtype)
+            param = param - param * tf.cast(decay, param.dtype) * lr if decays else param
+            new.append(update(param, tf.cast(grad, param.dtype), slots, lr, state.iteration))
+        params = tuple(param for param, _ in new)
+        slots = tuple(slots[k] for k in range(len(slots_of)) for _, slots in new)
+        return OptimizerState(state.iteration + 1, state.learning_rate, slots), params
+
+    plain = (
+        type(optimizer) is keras.optimizers.SGD
+        and schedule is None
+        and not slots_of
+        and not decay
+        and optimizer.clipnorm is optimizer.clipvalue is optimizer.global_clipnorm is None
+    )
+    return Optimizer(init, step, initial, plain)
+
+
+def _checked(optimizer):
+    try:
+        optimizer = keras.optimizers.get(optimizer)
+    except ValueError as error:
+        raise ValueError(
+            "Expected a keras.optimizers.Optimizer or the name of one, e.g. "
+            f"keras.optimizers.SGD(0.1). Received: optimizer={optimizer!r}"
+        ) from error
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "Pass the inner optimizer instead of a LossScaleOptimizer: from_keras scales the loss "
+            f"of float16 models itself. Received: optimizer={optimizer.name!r}"
+        )
+    for option in ("use_ema", "gradient_accumulation_steps", "loss_scale_factor"):
+        if getattr(optimizer, option):
+            raise ValueError(
+                f"`{option}` is not supported in federated training: it reaches outside the "
+                f"optimizer's step. Received: {option}={getattr(optimizer, option)}. Build the "
+                "optimizer without it."
+            )
+    _, rate = _learning_rate(optimizer)
+    if rate is not None and not rate > 0:
+        raise ValueError(
+            f"The learning rate must be positive. Received: learning_rate={rate} "
+            f"in {type(optimizer).__name__}."
+        )
+    return optimizer
+
+
+def _learning_rate(optimizer):
+    """(schedule or None, initial rate or None) of a Keras optimizer."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return rate, None
+    if callable(rate) and not isinstance(rate, keras.Variable):
+        return (lambda iteration: rate()), None
+    return None, float(ops.convert_to_numpy(rate))
+
+
+def _rate(initial, learning_rate):
+    """The learning rate to begin with: what is asked for, else the optimizer's, else (a schedule) 0."""
+    rate = initial if learning_rate is None else learning_rate
+    return tf.cast(0.0 if rate is None else rate, tf.float32)
+
+
+def _clip(optimizer, grads):
+    if optimizer.clipnorm:
+        return tuple(tf.clip_by_norm(g, optimizer.clipnorm) for g in grads)
+    if optimizer.global_clipnorm:
+        return tuple(tf.clip_by_global_norm(list(grads), optimizer.global_clipnorm)[0])
+    if optimizer.clipvalue:
+        bound = optimizer.clipvalue
+        return tuple(tf.clip_by_value(g, -bound, bound) for g in grads)
+    return grads
+
+
+# Each native optimizer: a Keras optimizer -> (slot initialisers, update), where
+# update(param, grad, slots, learning_rate, iteration) -> (param, slots).
+
+
+def _sgd(o):
+    def update(param, grad, slots, lr, _):
+        if not slots:
+            return param - grad * lr, ()
+        momentum = slots[0] * o.momentum - grad * lr
+        step = momentum * o.momentum - grad * lr if o.nesterov else momentum
+        return param + step, (momentum,)
+
+    return ((tf.zeros_like,) if o.momentum else ()), update
+
+
+def _adam(o):
+    def update(param, grad, slots, lr, iteration):
+        t = tf.cast(iteration + 1, param.dtype)
+        correction = tf.sqrt(1 - tf.pow(tf.cast(o.beta_2, param.dtype), t))
+        alpha = lr * correction / (1 - tf.pow(tf.cast(o.beta_1, param.dtype), t))
+        m = slots[0] + (grad - slots[0]) * (1 - o.beta_1)
+        v = slots[1] + (tf.square(grad) - slots[1]) * (1 - o.beta_2)
+        hat = (tf.maximum(slots[2], v),) if o.amsgrad else ()
+        root = tf.sqrt(hat[0] if hat else v)
+        return param - m * alpha / (root + o.epsilon), (m, v, *hat)
+
+    return (tf.zeros_like,) * (3 if o.amsgrad else 2), update
+
+
+def _adagrad(o):
+    def update(param, grad, slots, lr, _):
+        accumulator = slots[0] + tf.square(grad)
+        return param - lr * grad / tf.sqrt(accumulator + o.epsilon), (accumulator,)
+
+    return (lambda p: tf.fill(tf.shape(p), tf.cast(o.initial_accumulator_value, p.dtype)),), update
+
+
+def _rmsprop(o):
+    def update(param, grad, slots, lr, _):
+        slots = list(slots)
+        velocity = o.rho * slots.pop(0) + (1 - o.rho) * tf.square(grad)
+        new = [velocity]
+        momentum = slots.pop(0) if o.momentum > 0 else None
+        denominator = velocity + o.epsilon
+        if o.centered:
+            average = o.rho * slots.pop(0) + (1 - o.rho) * grad
+            denominator = velocity - tf.square(average) + o.epsilon
+        step = lr * grad / tf.sqrt(denominator)
+        if momentum is not None:
+            step = o.momentum * momentum + step
+            new.append(step)
+        return param - step, tuple(new + [average] if o.centered else new)
+
+    return (tf.zeros_like,) * (1 + (o.momentum > 0) + bool(o.centered)), update
+
+
+_NATIVE = {
+    keras.optimizers.SGD: _sgd,
+    keras.optimizers.Adam: _adam,
+    keras.optimizers.AdamW: _adam,
+    keras.optimizers.Adagrad: _adagrad,
+    keras.optimizers.RMSprop: _rmsprop,
+}
+
+
+def _adapted(optimizer, variables) -> Optimizer:
+    """Runs a Keras optimizer's own code on tensors.
+
+    Keras's base class can do this through a `StatelessScope`; its TensorFlow class overrides the
+    methods that write to variables. A class placed before that one in the method resolution order
+    puts the base class's back.
+    """
+    stateless = _stateless_copy(optimizer, variables)
+    schedule, initial = _learning_rate(optimizer)
+    head = 1 if schedule else 2
+    start = [v.numpy() for v in stateless.variables[head:]]
+
+    def init(params, learning_rate=None):
+        del params  # the slots' first values were built with the variables
+        slots = tuple(tf.constant(x) for x in start)
+        return OptimizerState(tf.constant(0, tf.int64), _rate(initial, learning_rate), slots)
+
+    def step(state, params, grads):
+        counters = (state.iteration,) if schedule else (state.iteration, state.learning_rate)
+        params, values = stateless.stateless_apply(
+            [*counters, *state.slots], list(grads), list(params)
+        )
+        return OptimizerState(values[0], state.learning_rate, tuple(values[head:])), tuple(params)
+
+    return Optimizer(init, step, initial)
+
+
+def _stateless_copy(optimizer, variables):
+    from keras.src.backend.tensorflow.optimizer import TFOptimizer
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+    restored = {
+        name: getattr(BaseOptimizer, name)
+        for name in vars(TFOptimizer)
+        if callable(getattr(BaseOptimizer, name, None)) and not name.startswith("__")
+    }
+    base = type("_Stateless", (TFOptimizer,), restored)
+    kind = type(optimizer)
+    copy = type(kind.__name__, (kind, base), {}).from_config(optimizer.get_config())
+    copy.exclude_from_weight_decay([v for v in variables if not optimizer._use_weight_decay(v)])
+    copy.build(variables)
+    return copy

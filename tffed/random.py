@@ -1,0 +1,73 @@
+"""Random streams that are pure functions of (seed, round, client id, step).
+
+A seed is an int32 tensor of shape (2,). Only integers are drawn, with a named generator: floats of
+TensorFlow's stateless generators differ with and without XLA, integers do not.
+"""
+
+import hashlib
+
+import numpy as np
+import tensorflow as tf
+
+_ALGORITHM = "philox"
+_MODEL_STREAM, _SHUFFLE_STREAM, _STAGE_STREAM = range(3)
+
+
+def seed(value):
+    """The seed tensor of an integer in [0, 2**62).
+
+    Raises:
+        ValueError: `value` is no integer in that range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**62:
+        raise ValueError(
+            f"`seed` must be an integer in [0, 2**62), so that a run can be repeated. "
+            f"Received: seed={value!r}"
+        )
+    return tf.constant([int(value) >> 31, int(value) & 0x7FFFFFFF], tf.int32)
+
+
+def fold_in(seed, number):
+    """A new seed from a seed and an integer scalar."""
+    return tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int32), _ALGORITHM)
+
+
+def client_key(client_id):
+    """Two int32 numbers that stand for a client id (int or str), the same in every process."""
+    tagged = f"{type(client_id).__name__[0]}:{client_id}".encode()
+    if isinstance(client_id, np.integer):
+        tagged = f"i:{int(client_id)}".encode()
+    digest = hashlib.blake2b(tagged, digest_size=8).digest()
+    return np.frombuffer(digest, "<i4").copy()
+
+
+def client_seed(seed, round_number, key):
+    """The seed of one client in one round; `key` is the tensor of `client_key`."""
+    return fold_in(fold_in(fold_in(seed, round_number), key[0]), key[1])
+
+
+def model_seed(client, step):
+    """The seed of dropout and its like in local step `step` of a client's seed."""
+    return fold_in(fold_in(client, _MODEL_STREAM), step)
+
+
+def shuffle_seed(client, epoch):
+    """The seed of the order of a client's examples in local epoch `epoch`."""
+    return fold_in(fold_in(client, _SHUFFLE_STREAM), epoch)
+
+
+def stage_seed(seed, index):
+    """The seed of the aggregator's stage number `index`."""
+    return fold_in(fold_in(seed, _STAGE_STREAM), index)
+
+
+def shuffle(values, seed):
+    """A uniformly random permutation of the vector `values`.
+
+    Sorts by 32-bit integer keys; of n values two share a key (and so keep their order) with
+    probability about n**2 / 2**33, which is negligible for a client's examples.
+    """
+    keys = tf.random.stateless_uniform(
+        tf.shape(values), seed, minval=None, maxval=None, dtype=tf.int32, alg=_ALGORITHM
+    )
+    return tf.gather(values, tf.argsort(keys, stable=True))
