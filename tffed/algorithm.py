@@ -1,10 +1,10 @@
 """A federated algorithm as a record of pure functions, cut where the wire is.
 
-    state ──broadcast──▶ bc ──▶ client(bc, client_state, data, seed) ──▶ message, client_state
-    ════════════════ the wire of a real deployment ════════════════
-                         report(bc, message)            summed over clients
-    ════════════════ the wire of a cluster: one sum a chunk ═══════
-    state, total ──finish──▶ state, metrics
+state ──broadcast──▶ bc ──▶ client(bc, client_state, data, seed) ──▶ message, client_state
+════════════════ the wire of a real deployment ════════════════
+                     report(bc, message)            summed over clients
+════════════════ the wire of a cluster: one sum a chunk ═══════
+state, total ──finish──▶ state, metrics
 """
 
 from collections.abc import Callable
@@ -71,12 +71,14 @@ class Recipe(NamedTuple):
         build: `(model, client_optimizer, server_optimizer, aggregator) -> Algorithm`.
         config: The hyperparameters, JSON-able, for checkpoints and reports.
         local_training: Whether clients take optimizer steps (`client_optimizer` is needed).
+        needs_server_optimizer: Whether the server optimizer has no default.
     """
 
     name: str
     build: Callable
     config: dict
     local_training: bool = True
+    needs_server_optimizer: bool = False
 
     def __call__(self, model, *, client_optimizer=None, server_optimizer, aggregator):
         if self.local_training and client_optimizer is None:
@@ -207,7 +209,9 @@ def compose(
 
     def new_client(bc):
         statistics = bc.weights.non_trainable if local else ()
-        return ClientState(client_init(bc), aggregator.client_init(bc.weights.trainable), statistics)
+        return ClientState(
+            client_init(bc), aggregator.client_init(bc.weights.trainable), statistics
+        )
 
     def personal(weights, state):
         return weights._replace(non_trainable=state.statistics) if local else weights

@@ -64,6 +64,7 @@ def from_keras(
     weighted_metrics=None,
     class_weight=None,
     batch_norm="average",
+    optimizer=None,
 ) -> FunctionalModel:
     """Reads a built Keras model as pure functions of its weights.
 
@@ -90,6 +91,7 @@ def from_keras(
         weighted_metrics: As in `keras.Model.compile`.
         class_weight: `{class: weight}`, as in `keras.Model.fit`.
         batch_norm: One of `"average"`, `"local"`, `"freeze"`.
+        optimizer: What `model.optimizer` becomes if `loss` is given; by default it stays.
 
     Returns:
         A `FunctionalModel`.
@@ -109,7 +111,7 @@ def from_keras(
             "Expected a model with trainable weights; all its layers are frozen. Received: "
             f"model={model.name!r}. Set `layer.trainable = True` on what is to be trained."
         )
-    _compile(model, loss, metrics, loss_weights, weighted_metrics)
+    _compile(model, loss, metrics, loss_weights, weighted_metrics, optimizer)
     variables = list(model.trainable_variables)
     statistics = _statistics(model)
     seeds = _seeds(model)
@@ -138,7 +140,11 @@ def from_keras(
     def zeros(batch):
         x, y, sample_weight = weigh(batch)
         build_metrics(x, y, sample_weight)
-        return (tf.zeros(()), tf.zeros(()), *(tf.zeros(v.shape, v.dtype) for v in model.metrics_variables))
+        return (
+            tf.zeros(()),
+            tf.zeros(()),
+            *(tf.zeros(v.shape, v.dtype) for v in model.metrics_variables),
+        )
 
     def grad(weights, batch, seed):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -157,7 +163,7 @@ def from_keras(
         with keras.StatelessScope([*zip(model.metrics_variables, sums[2:], strict=True)]):
             results = model.get_metrics_result()
         results = {name: tf.cast(value, tf.float32) for name, value in results.items()}
-        return results | {"loss": tf.math.divide_no_nan(sums[0], sums[1])}
+        return {"loss": None} | results | {"loss": tf.math.divide_no_nan(sums[0], sums[1])}
 
     def init():
         return ModelWeights(
@@ -197,14 +203,15 @@ def _check_model(model, batch_norm):
         )
 
 
-def _compile(model, loss, metrics, loss_weights, weighted_metrics):
+def _compile(model, loss, metrics, loss_weights, weighted_metrics, optimizer):
     if loss is not None:
         model.compile(
-            optimizer=getattr(model, "optimizer", None) or "sgd",
+            optimizer=optimizer or getattr(model, "optimizer", None) or "sgd",
             loss=loss,
             metrics=metrics,
             loss_weights=loss_weights,
             weighted_metrics=weighted_metrics,
+            auto_scale_loss=False,
         )
     elif not model.compiled:
         raise ValueError(
@@ -268,16 +275,12 @@ def _statistics(model):
 
 def _seeds(model):
     """The states of seed generators (dropout and its like)."""
-    weights = {id(v) for v in model.non_trainable_weights}
-    return [
-        v
-        for v in model.non_trainable_variables
-        if id(v) not in weights and v.dtype == "uint32" and tuple(v.shape) == (2,)
-    ]
+    seeds = {id(g.state) for layer in _layers(model) for g in layer._seed_generators}
+    return [v for v in model.non_trainable_variables if id(v) in seeds]
 
 
 def _seed_value(seed, index, variable):
-    return tf.bitcast(random.fold_in(seed, index), tf.as_dtype(variable.dtype))
+    return tf.cast(random.fold_in(seed, index), variable.dtype)
 
 
 def _loss_scale(model):

@@ -104,12 +104,15 @@ def from_keras(optimizer, variables) -> Optimizer:
 
 def _checked(optimizer):
     try:
-        optimizer = keras.optimizers.get(optimizer)
-    except ValueError as error:
+        found = keras.optimizers.get(optimizer)
+    except ValueError:
+        found = None
+    if not isinstance(found, keras.optimizers.Optimizer):
         raise ValueError(
             "Expected a keras.optimizers.Optimizer or the name of one, e.g. "
             f"keras.optimizers.SGD(0.1). Received: optimizer={optimizer!r}"
-        ) from error
+        )
+    optimizer = found
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             "Pass the inner optimizer instead of a LossScaleOptimizer: from_keras scales the loss "

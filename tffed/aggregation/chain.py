@@ -22,6 +22,7 @@ class Stage(NamedTuple):
             once: `total` is the weighted sum, `clients` how many it holds.
         bound: `(bound) -> bound`: from the largest L2 norm an update can have before the stage
             (None: unbounded) to that after it.
+        name: For messages, reports and checkpoints, with the parameters.
     """
 
     init: Callable = lambda like: ()
@@ -31,6 +32,7 @@ class Stage(NamedTuple):
     decode: Callable = lambda shared, payload: payload
     finish: Callable = lambda state, total, stats, clients, seed: (total, state, {})
     bound: Callable = lambda bound: None
+    name: str = "stage"
 
 
 class Reducer(NamedTuple):
@@ -80,6 +82,7 @@ class Aggregator(NamedTuple):
         finish: `(state, total AggregatorReport, seed) -> (update, state, metrics)`.
         collect: Whether reports are stacked instead of added.
         bound: The largest L2 norm of an update that enters the sum, or None.
+        name: The names of the parts.
     """
 
     init: Callable
@@ -90,6 +93,7 @@ class Aggregator(NamedTuple):
     finish: Callable
     collect: bool
     bound: float | None
+    name: str
 
 
 def chain(*parts) -> Aggregator:
@@ -143,7 +147,9 @@ def chain(*parts) -> Aggregator:
         if reducer.collect:
             stats, clients = tree.map(lambda x: tf.reduce_sum(x, 0), (stats, clients))
         for i, (stage, st) in enumerate(zip(stages, state, strict=True)):
-            value, st, found = stage.finish(st, value, stats[i], clients, random.stage_seed(seed, i))
+            value, st, found = stage.finish(
+                st, value, stats[i], clients, random.stage_seed(seed, i)
+            )
             new.append(st)
             metrics |= found
         return reducer.finish(value, total.weight), tuple(new), metrics
@@ -157,4 +163,5 @@ def chain(*parts) -> Aggregator:
         finish=finish,
         collect=reducer.collect,
         bound=bound,
+        name=", ".join(part.name for part in parts),
     )

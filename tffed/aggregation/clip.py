@@ -29,7 +29,12 @@ def clip(norm) -> Stage:
         del seed
         return total, state, {"clipped": tf.math.divide_no_nan(stats["clipped"], clients)}
 
-    return Stage(encode=encode, finish=finish, bound=lambda b: norm if b is None else min(b, norm))
+    return Stage(
+        encode=encode,
+        finish=finish,
+        bound=lambda bound: norm if bound is None else min(bound, norm),
+        name=f"clip({norm})",
+    )
 
 
 def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
@@ -68,6 +73,7 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
         shared=lambda bound: bound,
         encode=encode,
         finish=finish,
+        name=f"adaptive_clip({norm}, {quantile}, {learning_rate})",
     )
 
 

@@ -22,4 +22,9 @@ def fed_opt(local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
         ValueError: An argument of `fed_avg` is wrong.
     """
     work = check_local_work(local_epochs, local_steps, batch_size)
-    return Recipe("fed_opt", lambda *parts: averaging("fed_opt", *parts, **work), work)
+    return Recipe(
+        "fed_opt",
+        lambda *parts: averaging("fed_opt", *parts, **work),
+        work,
+        needs_server_optimizer=True,
+    )

@@ -38,7 +38,8 @@ def fed_sgd(*, batch_size=None) -> Recipe:
             "fed_sgd", work, model=model, server_optimizer=server_optimizer, aggregator=aggregator
         )
 
-    return Recipe("fed_sgd", build, {"batch_size": batch_size}, local_training=False)
+    config = {"batch_size": batch_size}
+    return Recipe("fed_sgd", build, config, local_training=False, needs_server_optimizer=True)
 
 
 def _full_gradient(model, batch_size):

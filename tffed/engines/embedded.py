@@ -28,6 +28,10 @@ class Embedded:
         check: `(arrays) -> None`, called on every client's arrays before they are trained on (once
             for a federation held in memory), to raise an error on bad data.
 
+    Attributes:
+        bytes_up: Bytes of one client's message, known after the first round.
+        bytes_down: Bytes of the broadcast to one client.
+
     Raises:
         ValueError: `lanes` is not a positive integer.
     """
@@ -39,7 +43,7 @@ class Embedded:
             raise ValueError(f"`lanes` must be a positive integer. Received: lanes={lanes!r}")
         self.algorithm = algorithm
         self.lanes = lanes
-        self.bytes_up = None
+        self.bytes_up = self.bytes_down = 0
         self._check = check
         self._broadcast = tf.function(algorithm.broadcast, autograph=False)
         self._client_init = tf.function(algorithm.client_init, autograph=False)
@@ -114,8 +118,11 @@ class Embedded:
             self._check(arrays)
         return tree.map(tf.convert_to_tensor, arrays)
 
+    def client_states(self, state, store, ids):
+        """The states of some clients, stacked leaf by leaf; new ones for clients without one."""
+        return self._states(store, ids, self._client_init(self._broadcast(state)))
+
     def _states(self, store, part, fresh):
-        """The client states of a chunk, stacked; `fresh` for clients without one."""
         empty = tf.nest.flatten(fresh)
         if not empty:
             return fresh
@@ -152,6 +159,7 @@ class Embedded:
             tree.spec(bc), arrays, vector, scalar_pair, tree.spec(fresh), scalar_pair
         ).structured_outputs
         self._like = tree.spec(like)
+        self.bytes_down = tree.nbytes(tree.spec(bc))
         stacked = lambda nest: tree.map(  # noqa: E731
             lambda s: tf.TensorSpec([None, *s.shape], s.dtype), nest
         )

@@ -1,0 +1,117 @@
+"""Keras callbacks in a federated run: which can work, and how their state is kept.
+
+A round is what callbacks call an epoch. Batches are inside a compiled loop, so the hooks of batches
+are never called; a callback that lives by them is refused.
+"""
+
+import keras
+import numpy as np
+
+_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_REASONS = {
+    "BackupAndRestore": "pass checkpoint_dir=… to fit, which also restores the server optimizer, "
+    "the clients' states and the random streams",
+    "TerminateOnNaN": "a client's NaN update is left out and counted in `dropped`, and a round in "
+    "which all clients fail stops the run",
+    "SwapEMAWeights": "the server optimizer keeps no moving average of the weights",
+    "ProgbarLogger": "fit shows its own progress; see `verbose`",
+}
+
+
+def check_callbacks(callbacks):
+    """The callbacks as a list, each of which can work in a federated run.
+
+    Raises:
+        ValueError: One is no Keras callback, or depends on the hooks of training batches.
+    """
+    callbacks = list(callbacks or [])
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(
+                f"Expected keras.callbacks.Callback objects. Received: callbacks holds {callback!r}"
+            )
+        reason = _refusal(callback)
+        if reason:
+            raise ValueError(
+                f"{type(callback).__name__} cannot work in a federated run: {reason}. "
+                f"Received: {type(callback).__name__} in callbacks."
+            )
+    return callbacks
+
+
+def _refusal(callback):
+    for kind in type(callback).__mro__:
+        if kind.__name__ in _REASONS and kind.__module__.startswith("keras."):
+            return _REASONS[kind.__name__]
+    if isinstance(callback, keras.callbacks.TensorBoard):
+        per_batch = callback.update_freq != "epoch" or callback._should_trace
+        return "with update_freq or profile_batch it needs batches" if per_batch else None
+    if isinstance(callback, keras.callbacks.ModelCheckpoint):
+        return None if callback.save_freq == "epoch" else 'it needs save_freq="epoch"'
+    base = keras.callbacks.Callback
+    for hook in _BATCH_HOOKS:
+        own = getattr(callback, hook)
+        if getattr(own, "__func__", own) is not getattr(base, hook):
+            return f"it uses {hook}, and local batches run inside a compiled loop"
+    return None
+
+
+class Snapshot:
+    """The attributes of callbacks that change during a run (EarlyStopping's `wait`, say).
+
+    Taken when training begins; `capture` gives what has changed since, for a checkpoint, and
+    `restore` puts it back into callbacks that have begun anew.
+    """
+
+    def __init__(self, callbacks):
+        self._callbacks = callbacks
+        self._first = [_attributes(callback) for callback in callbacks]
+
+    def capture(self):
+        """`(values, arrays)`: JSON-able changed values, and arrays they refer to by number."""
+        values, arrays = [], []
+        for callback, first in zip(self._callbacks, self._first, strict=True):
+            changed = {}
+            for name, value in _attributes(callback).items():
+                if name in first and _same(first[name], value):
+                    continue
+                if _is_arrays(value):
+                    changed[name] = {"arrays": [len(arrays), len(arrays) + len(value)]}
+                    arrays.extend(value)
+                else:
+                    changed[name] = {"value": value}
+            values.append([type(callback).__name__, changed])
+        return values, arrays
+
+    def restore(self, values, arrays):
+        """Puts captured values back; callbacks of another kind or number begin anew."""
+        for callback, (kind, changed) in zip(self._callbacks, values, strict=False):
+            if type(callback).__name__ != kind:
+                continue
+            for name, held in changed.items():
+                value = held["value"] if "value" in held else arrays[slice(*held["arrays"])]
+                setattr(callback, name, value)
+
+
+def _attributes(callback):
+    found = {}
+    for name, value in vars(callback).items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        if name != "params" and (_is_arrays(value) or _is_plain(value)):
+            found[name] = list(value) if isinstance(value, list) else value
+    return found
+
+
+def _is_arrays(value):
+    return isinstance(value, list) and bool(value) and all(isinstance(v, np.ndarray) for v in value)
+
+
+def _is_plain(value):
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _same(a, b):
+    return type(a) is type(b) and not _is_arrays(b) and a == b

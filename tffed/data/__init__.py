@@ -1,0 +1,35 @@
+"""Federated data: populations of clients, how to make them, and how to sample from them."""
+
+from tffed.data.client_data import ClientData as ClientData
+from tffed.data.client_data import Examples as Examples
+from tffed.data.client_data import from_dict as from_dict
+from tffed.data.client_data import from_function as from_function
+from tffed.data.folder import from_folder as from_folder
+from tffed.data.ids import UnknownClientError as UnknownClientError
+from tffed.data.label_skew import Dirichlet as Dirichlet
+from tffed.data.label_skew import Shards as Shards
+from tffed.data.leaf import from_leaf as from_leaf
+from tffed.data.partition import partition as partition
+from tffed.data.plot import plot_labels as plot_labels
+from tffed.data.sampling import Cyclic as Cyclic
+from tffed.data.sampling import Poisson as Poisson
+from tffed.data.sampling import Sampler as Sampler
+from tffed.data.sampling import Uniform as Uniform
+from tffed.data.sampling import Weighted as Weighted
+from tffed.data.schemes import IID as IID
+from tffed.data.schemes import NaturalKey as NaturalKey
+from tffed.data.schemes import Scheme as Scheme
+from tffed.data.skews import FeatureSkew as FeatureSkew
+from tffed.data.skews import LogNormalQuantity as LogNormalQuantity
+from tffed.data.skews import PowerLawQuantity as PowerLawQuantity
+from tffed.data.sources import Source as Source
+from tffed.data.sources import breast_cancer as breast_cancer
+from tffed.data.sources import cifar10 as cifar10
+from tffed.data.sources import diabetes as diabetes
+from tffed.data.sources import digits as digits
+from tffed.data.sources import fashion_mnist as fashion_mnist
+from tffed.data.sources import mnist as mnist
+from tffed.data.text import TextSource as TextSource
+from tffed.data.text import python_topics as python_topics
+from tffed.data.text import text as text
+from tffed.data.vocabulary import Vocabulary as Vocabulary

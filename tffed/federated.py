@@ -1,0 +1,335 @@
+"""`Federated`: federated training of a Keras model with Keras's own verbs."""
+
+import keras
+import tensorflow as tf
+
+from tffed import optimizers, random, tree
+from tffed.aggregation import chain, mean
+from tffed.algorithm import Recipe
+from tffed.callbacks import check_callbacks
+from tffed.checks import check_inputs, check_rounds, label_check
+from tffed.data import ClientData, from_dict
+from tffed.data.checks import as_examples
+from tffed.engines import Embedded
+from tffed.evaluation import Evaluator
+from tffed.fitting import LearningRates, Plan, choose_sampler, fingerprint, fit_rounds
+from tffed.model import from_keras
+from tffed.progress import RoundProgress
+from tffed.resume import RunFiles
+from tffed.store import ClientStore
+
+
+class Federated:
+    """Trains a Keras model over clients whose data stays apart.
+
+    ```python
+    fed = tffed.Federated(model, tffed.fed_avg(local_epochs=1, batch_size=20), seed=7)
+    fed.compile(client_optimizer=keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy",
+                metrics=["accuracy"])
+    history = fed.fit(clients, rounds=50, clients_per_round=10, validation_data=(x_test, y_test))
+    model.save("global.keras")
+    ```
+
+    A round is what Keras calls an epoch. The model that is passed in is the one that is trained.
+
+    Args:
+        model: A built `keras.Model`.
+        algorithm: A `Recipe`: `tffed.fed_avg(…)`, `fed_prox`, `fed_sgd`, `fed_opt`, `scaffold`.
+        seed: Integer from which cohorts, shuffles and dropout follow.
+
+    Attributes:
+        model: The Keras model.
+        state: The `ServerState` after the last round, or None.
+        history: The `keras.callbacks.History` of the last `fit`, or None.
+
+    Raises:
+        ValueError: `algorithm` is no recipe, or `seed` no integer that can seed.
+    """
+
+    def __init__(self, model, algorithm, *, seed=0):
+        if not isinstance(algorithm, Recipe):
+            raise ValueError(
+                "Expected an algorithm such as tffed.fed_avg(local_epochs=1, batch_size=20). "
+                f"Received: algorithm={algorithm!r}"
+            )
+        random.seed(seed)
+        self.model = model
+        self.seed = seed
+        self.state = None
+        self.history = None
+        self._recipe = algorithm
+        self._algorithm = None
+        self._store = None
+
+    def compile(
+        self,
+        client_optimizer=None,
+        server_optimizer=None,
+        loss=None,
+        metrics=None,
+        *,
+        loss_weights=None,
+        weighted_metrics=None,
+        class_weight=None,
+        aggregator=None,
+        batch_norm="average",
+        lanes=None,
+    ):
+        """Sets what trains the model, as `keras.Model.compile` does.
+
+        Callbacks that read or set the learning rate (ReduceLROnPlateau, LearningRateScheduler) act
+        on the server optimizer, which becomes `model.optimizer`. The clients' rate can be set
+        between rounds through `client_optimizer.learning_rate`.
+
+        Args:
+            client_optimizer: Keras optimizer of the local steps, afresh in each round; none for
+                `fed_sgd`.
+            server_optimizer: Keras optimizer of the server's step; `SGD(1.0)`, plain averaging, by
+                default where the clients train.
+            loss: As in `keras.Model.compile`; must average over the examples.
+            metrics: As in `keras.Model.compile`.
+            loss_weights: As in `keras.Model.compile`.
+            weighted_metrics: As in `keras.Model.compile`.
+            class_weight: `{class: weight}`, as in `keras.Model.fit`.
+            aggregator: From `tffed.chain`; the mean weighted by examples by default.
+            batch_norm: `"average"`, `"local"` or `"freeze"`; see `from_keras`.
+            lanes: Clients trained at a time; one a processor by default. The result is the same.
+
+        Raises:
+            ValueError: Something is missing, contradictory or out of range.
+        """
+        if server_optimizer is None:
+            if self._recipe.needs_server_optimizer:
+                raise ValueError(
+                    f"{self._recipe.name} needs a server optimizer. Received: "
+                    "server_optimizer=None. Pass e.g. "
+                    "server_optimizer=keras.optimizers.SGD(0.1)."
+                )
+            server_optimizer = keras.optimizers.SGD(1.0)
+        server_optimizer = keras.optimizers.get(server_optimizer)
+        model = from_keras(
+            self.model,
+            loss,
+            metrics,
+            loss_weights=loss_weights,
+            weighted_metrics=weighted_metrics,
+            class_weight=class_weight,
+            batch_norm=batch_norm,
+            optimizer=server_optimizer,
+        )
+        aggregator = chain(mean()) if aggregator is None else aggregator
+        client = None
+        if client_optimizer is not None:
+            client_optimizer = keras.optimizers.get(client_optimizer)
+            client = optimizers.from_keras(client_optimizer, model.variables)
+        self._client_optimizer, self._server_optimizer = client_optimizer, server_optimizer
+        self._functional = model
+        self._algorithm = self._recipe(
+            model,
+            client_optimizer=client,
+            server_optimizer=optimizers.from_keras(server_optimizer, model.variables),
+            aggregator=aggregator,
+        )
+        self._aggregator_name = aggregator.name
+        self._check = label_check(self.model)
+        self._engine = Embedded(self._algorithm, lanes=lanes, check=self._check)
+        self._evaluator = Evaluator(model)
+        self.state = None
+
+    def fit(
+        self,
+        clients,
+        rounds=1,
+        *,
+        clients_per_round=None,
+        client_fraction=None,
+        sampler=None,
+        validation_data=None,
+        validation_freq=1,
+        callbacks=None,
+        initial_round=0,
+        checkpoint_dir=None,
+        checkpoint_freq=1,
+        verbose="auto",
+    ):
+        """Trains for `rounds - initial_round` rounds.
+
+        A second call goes on from the state of the first. With `checkpoint_dir`, a run that was
+        stopped, by whatever, goes on from its last checkpoint and ends with the bits of one that
+        was not; call `fit` again with the same arguments.
+
+        Args:
+            clients: A `ClientData`, or a dictionary `{client id: (x, y)}`.
+            rounds: Number of the last round, counted like `epochs` in Keras.
+            clients_per_round: Size of each round's cohort, drawn uniformly without replacement.
+            client_fraction: The same as a share of the population, rounded, at least one client.
+            sampler: A sampler of `tffed.data` instead. By default every client takes part.
+            validation_data: `(x, y[, sample_weight])`, or `ClientData` for pooled metrics and
+                their 10th and 90th percentile over clients.
+            validation_freq: Rounds from one validation to the next.
+            callbacks: Keras callbacks; a round is an epoch to them.
+            initial_round: The number of rounds to count as done.
+            checkpoint_dir: Directory of the run's checkpoints.
+            checkpoint_freq: Rounds from one checkpoint to the next.
+            verbose: 0 silent, 1 lines and on a terminal a bar, 2 lines, "auto" is 1.
+
+        Returns:
+            The `keras.callbacks.History`: training loss and metrics, `val_…`, `clients`,
+            `dropped`, `examples`, `bytes_up`, `bytes_down` and `seconds` by round.
+
+        Raises:
+            ValueError: An argument or the data is wrong; see the message.
+            FloatingPointError: Every client of a round sent a NaN or an infinity.
+        """
+        if self._algorithm is None:
+            raise ValueError("Call compile(…) before fit(…): it sets the optimizers and the loss.")
+        check_rounds(rounds, initial_round, validation_freq, checkpoint_freq)
+        clients = _as_clients(clients)
+        sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
+        callbacks = check_callbacks(callbacks)
+        self._check_data(clients)
+        validate = self._validator(validation_data)
+        rates = LearningRates(self._client_optimizer, self._server_optimizer)
+        identity = fingerprint(
+            self._recipe,
+            self.seed,
+            clients,
+            sampler,
+            rates,
+            self._aggregator_name,
+            self._functional.init(),
+        )
+        files = RunFiles(checkpoint_dir, identity, self._store)
+        history = keras.callbacks.History()
+        shown = RoundProgress(rounds, bar=None if verbose in ("auto", 1) else False)
+        everything = [*callbacks, history, *([shown] if verbose else [])]
+        plan = Plan(
+            clients=clients,
+            sampler=sampler,
+            rounds=range(initial_round, rounds),
+            validate=validate,
+            validation_freq=validation_freq,
+            checkpoint_freq=checkpoint_freq,
+            callbacks=callbacks,
+            all_callbacks=_callback_list(everything, self.model, rounds),
+            history=history,
+            files=files,
+            seed=self.seed,
+        )
+        self.model.stop_training = False
+        try:
+            fit_rounds(
+                plan,
+                self._engine,
+                self._functional,
+                self._start(clients),
+                rates,
+                self.model,
+                self._keep,
+            )
+        finally:
+            shown.close()
+            self._store = files.store
+            if self.state is not None:
+                self._functional.assign(self.state.weights)
+        self.history = history
+        return history
+
+    def evaluate(self, x, y=None, sample_weight=None, *, ids=None):
+        """Evaluates the global model, on pooled data or client by client.
+
+        Args:
+            x: Features; or a `ClientData` (a client with weights or statistics of its own is
+                evaluated with those).
+            y: Targets, if `x` holds features.
+            sample_weight: As in `keras.Model.evaluate`.
+            ids: The clients to evaluate; all by default.
+
+        Returns:
+            `{metric: float}`, or a `ClientEvaluation`, whose `percentiles()` are the fairness view.
+
+        Raises:
+            ValueError: `compile` was not called, or `y` is missing.
+        """
+        if self._algorithm is None:
+            raise ValueError("Call compile(…) before evaluate(…): it sets the loss and metrics.")
+        weights = self._functional.init()
+        if isinstance(x, ClientData):
+            return self._evaluate_clients(weights, x, list(x.ids) if ids is None else list(ids))
+        if y is None:
+            raise ValueError(
+                "Expected evaluate(x, y) or evaluate(clients) with a ClientData. Received: y=None."
+            )
+        return self._evaluator.pooled(weights, _arrays((x, y, sample_weight), self._check))
+
+    def predict(self, x, **arguments):
+        """`model.predict(x)` of the global model."""
+        return self.model.predict(x, **arguments)
+
+    def _keep(self, state):
+        self.state = state
+
+    def _start(self, clients):
+        """The state to go on from: the last one, with the Keras model's present weights."""
+        weights = self._functional.init()
+        if self.state is None:
+            return self._algorithm.init(weights, len(clients))
+        return self.state._replace(weights=weights)
+
+    def _check_data(self, clients):
+        check_inputs(self.model, clients.spec)
+        if clients.resident:
+            self._check(clients.examples([]).arrays)
+
+    def _validator(self, data):
+        if data is None:
+            return None
+        if isinstance(data, ClientData):
+            return lambda state: self._validate_clients(state, data)
+        arrays = tree.map(tf.convert_to_tensor, _arrays(data, self._check))
+        return lambda state: self._evaluator.pooled(state.weights, arrays)
+
+    def _validate_clients(self, state, clients):
+        found = self._evaluate_clients(state.weights, clients, list(clients.ids))
+        spread = found.percentiles((10, 90)).items()
+        return found.pooled | {f"{name}_p{p}": v for name, by in spread for p, v in by.items()}
+
+    def _evaluate_clients(self, weights, clients, ids):
+        state = self._algorithm.init(weights, len(clients))
+        store = self._store if self._store is not None else ClientStore()
+        return self._evaluator.clients(
+            weights,
+            clients,
+            ids,
+            personal=self._algorithm.personal,
+            states=lambda part: self._engine.client_states(state, store, part),
+        )
+
+
+def _as_clients(clients):
+    if isinstance(clients, ClientData):
+        return clients
+    if isinstance(clients, dict):
+        return from_dict(clients)
+    raise ValueError(
+        "Expected a ClientData (tffed.data.partition, from_dict, from_folder, …) or a dictionary "
+        f"{{client id: (x, y)}}. Received: clients of type {type(clients).__name__}"
+    )
+
+
+def _arrays(data, check):
+    """`(x, y[, sample_weight])` as arrays, checked."""
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        raise ValueError(
+            "Expected validation data as (x, y) or (x, y, sample_weight), or a ClientData. "
+            f"Received: {type(data).__name__}"
+        )
+    arrays = as_examples(tuple(part for part in data if part is not None), "the validation data")
+    check(arrays)
+    return arrays
+
+
+def _callback_list(callbacks, model, rounds):
+    found = keras.callbacks.CallbackList(callbacks, model=model)
+    found.set_params({"epochs": rounds, "verbose": 0, "steps": 1})
+    return found

@@ -1,0 +1,212 @@
+"""The rounds of one `fit`: callbacks, validation, checkpoints."""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tffed.callbacks import Snapshot
+from tffed.data import Uniform
+from tffed.training import run_rounds
+
+
+class Plan(NamedTuple):
+    """What a call of `fit` asks for.
+
+    Attributes:
+        clients: A `ClientData`.
+        sampler: Who takes part.
+        rounds: `(first, last)`, as a range.
+        validate: `(state) -> {name: float}`, or None.
+        validation_freq: Rounds from one validation to the next.
+        checkpoint_freq: Rounds from one checkpoint to the next.
+        callbacks: The user's Keras callbacks.
+        all_callbacks: A `keras.callbacks.CallbackList` of those, the history and the progress.
+        history: The `keras.callbacks.History`.
+        files: The `RunFiles`.
+        seed: Integer seed.
+    """
+
+    clients: Any
+    sampler: Any
+    rounds: range
+    validate: Any
+    validation_freq: int
+    checkpoint_freq: int
+    callbacks: list
+    all_callbacks: Any
+    history: Any
+    files: Any
+    seed: int
+
+
+def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
+    """Runs the rounds of a plan.
+
+    Args:
+        plan: The `Plan`.
+        engine: The engine of the algorithm.
+        model: The `FunctionalModel`.
+        state: The `ServerState` to begin with if there is no checkpoint.
+        rates: The `LearningRates` of the two Keras optimizers.
+        keras_model: The Keras model that callbacks see.
+        keep: Called with each new state.
+    """
+    plan.all_callbacks.on_train_begin()
+    snapshot = Snapshot(plan.callbacks)
+    state, first = _resume(plan, state, snapshot, rates, keras_model)
+    keep(state)
+    model.assign(state.weights)
+    for epoch in range(first, plan.rounds.stop):
+        if keras_model.stop_training:
+            break
+        plan.all_callbacks.on_epoch_begin(epoch)
+        state = rates.write(state)
+        ((state, logs),) = run_rounds(
+            engine,
+            state,
+            plan.clients,
+            plan.sampler,
+            rounds=1,
+            seed=plan.seed,
+            store=plan.files.store,
+        )
+        if plan.validate is not None and (epoch + 1) % plan.validation_freq == 0:
+            logs |= {f"val_{name}": value for name, value in plan.validate(state).items()}
+        state = _show_callbacks(plan, model, state, epoch, logs)
+        keep(state)
+        last = epoch + 1 == plan.rounds.stop or keras_model.stop_training
+        if last or (epoch + 1) % plan.checkpoint_freq == 0:
+            record = {"epoch": plan.history.epoch, "history": plan.history.history}
+            record["stopped"] = bool(keras_model.stop_training)
+            plan.files.save(rates.write(state), epoch + 1, record, snapshot.capture())
+    model.assign(state.weights)
+    plan.all_callbacks.on_train_end()
+    # EarlyStopping, for one, puts the best weights back at the end.
+    keep(state._replace(weights=model.init()))
+
+
+def _show_callbacks(plan, model, state, epoch, logs):
+    """Ends a round for the callbacks, which see and may set the Keras model's weights."""
+    if not plan.callbacks:
+        plan.all_callbacks.on_epoch_end(epoch, logs)
+        return state
+    model.assign(state.weights)
+    plan.all_callbacks.on_epoch_end(epoch, logs)
+    return state._replace(weights=model.init())
+
+
+def _resume(plan, state, snapshot, rates, keras_model):
+    """The state and the first round: from the newest checkpoint if there is one."""
+    resumed = plan.files.load(state)
+    if resumed is None:
+        return state, plan.rounds.start
+    snapshot.restore(*resumed.callbacks)
+    rates.read(resumed.state)
+    plan.history.epoch = list(resumed.history["epoch"])
+    plan.history.history.update(resumed.history["history"])
+    keras_model.stop_training = resumed.history["stopped"]
+    return resumed.state, resumed.epoch
+
+
+class LearningRates(NamedTuple):
+    """The learning rates that live in two Keras optimizers, where callbacks set them.
+
+    Attributes:
+        client: The clients' Keras optimizer, or None.
+        server: The server's.
+    """
+
+    client: Any
+    server: Any
+
+    def write(self, state):
+        """The state with the rates that the Keras optimizers have now."""
+        if _constant(self.server):
+            rate = tf.constant(_value(self.server), tf.float32)
+            state = state._replace(optimizer=state.optimizer._replace(learning_rate=rate))
+        if self.client is not None and _constant(self.client):
+            state = state._replace(learning_rate=tf.constant(_value(self.client), tf.float32))
+        return state
+
+    def read(self, state):
+        """Sets the Keras optimizers' rates to those of a state."""
+        if _constant(self.server):
+            self.server.learning_rate = float(state.optimizer.learning_rate)
+        if self.client is not None and _constant(self.client):
+            self.client.learning_rate = float(state.learning_rate)
+
+
+def _constant(optimizer):
+    return not callable(optimizer._learning_rate)
+
+
+def _value(optimizer):
+    return float(np.asarray(optimizer.learning_rate))
+
+
+def choose_sampler(clients, sampler, clients_per_round, client_fraction):
+    """The sampler that the arguments of `fit` ask for; every client by default.
+
+    Raises:
+        ValueError: More than one is given, or a number is out of range.
+    """
+    given = {
+        name: value
+        for name, value in (
+            ("sampler", sampler),
+            ("clients_per_round", clients_per_round),
+            ("client_fraction", client_fraction),
+        )
+        if value is not None
+    }
+    if len(given) > 1:
+        raise ValueError(
+            "Give at most one of sampler, clients_per_round and client_fraction. "
+            f"Received: {', '.join(f'{k}={v!r}' for k, v in given.items())}"
+        )
+    population = len(clients)
+    if sampler is not None:
+        return sampler
+    if client_fraction is not None:
+        if not (isinstance(client_fraction, int | float) and 0 < client_fraction <= 1):
+            raise ValueError(
+                f"`client_fraction` must be in (0, 1]. Received: client_fraction={client_fraction}"
+            )
+        return Uniform(max(1, round(client_fraction * population)))
+    size = population if clients_per_round is None else clients_per_round
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= population:
+        raise ValueError(
+            f"`clients_per_round` must be an integer from 1 to the {population} clients there are. "
+            f"Received: clients_per_round={size!r}"
+        )
+    return Uniform(size)
+
+
+def fingerprint(recipe, seed, clients, sampler, optimizers, aggregator, weights):
+    """What makes a run the run it is, JSON-able, for its checkpoints.
+
+    Constant learning rates are left out: callbacks change them.
+    """
+
+    def config(optimizer):
+        if optimizer is None:
+            return None
+        found = dict(optimizer.get_config())
+        if not isinstance(found["learning_rate"], dict):
+            found.pop("learning_rate")
+        return {"class": type(optimizer).__name__, **found}
+
+    found = {
+        "algorithm": {"name": recipe.name, **recipe.config},
+        "seed": seed,
+        "clients": len(clients),
+        "examples": repr(clients.spec),
+        "sampler": sampler.describe(),
+        "client_optimizer": config(optimizers.client),
+        "server_optimizer": config(optimizers.server),
+        "aggregator": aggregator,
+        "weights": [list(leaf.shape) for leaf in tf.nest.flatten(weights)],
+    }
+    return json.loads(json.dumps(found, default=str))

@@ -1,0 +1,74 @@
+"""The functional loop: rounds of an algorithm on an engine.
+
+```python
+model = tffed.from_keras(keras_model, loss, metrics=["accuracy"])
+algorithm = tffed.fed_avg(batch_size=20)(
+    model,
+    client_optimizer=tffed.optimizers.from_keras(keras.optimizers.SGD(0.1), model.variables),
+    server_optimizer=tffed.optimizers.from_keras(keras.optimizers.SGD(1.0), model.variables),
+    aggregator=tffed.chain(tffed.mean()),
+)
+state = algorithm.init(model.init(), len(clients))
+for state, metrics in tffed.run_rounds(
+    tffed.Embedded(algorithm), state, clients, tffed.data.Uniform(10), rounds=50, seed=7
+):
+    print(metrics)
+```
+"""
+
+import time
+from collections.abc import Iterator
+
+from tffed import random
+from tffed.store import ClientStore
+
+
+def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> Iterator:
+    """Runs rounds, yielding `(state, metrics)` after each.
+
+    The cohort of a round and every random draw in it follow from `seed`, the number of the round
+    (`state.round`) and the clients' ids alone, so going on from a saved state gives the same bits.
+
+    Args:
+        engine: Where the algorithm runs, e.g. `Embedded(algorithm)`.
+        state: The `ServerState` to begin with.
+        clients: A `ClientData`.
+        sampler: Chooses each round's cohort, e.g. `tffed.data.Uniform(10)`.
+        rounds: How many rounds to run.
+        seed: Integer seed of the run.
+        store: The `ClientStore` of the clients' own states; None: a new one, in memory.
+
+    Yields:
+        The new state and a dictionary of floats: the training loss and metrics over the cohort's
+        local steps, what the aggregator reports, and `clients` that counted, `dropped` ones,
+        `examples`, `bytes_up`, `bytes_down` (of all clients together) and `seconds`.
+
+    Raises:
+        FloatingPointError: Every client of a round sent a NaN or an infinity.
+    """
+    store = ClientStore() if store is None else store
+    key = random.seed(seed)
+    for _ in range(rounds):
+        start = time.perf_counter()
+        number = int(state.round)
+        ids = sampler.sample(clients, seed=seed, round=number)
+        state, metrics = engine.run_round(state, clients, ids, seed=key, store=store)
+        metrics = {name: _number(value) for name, value in metrics.items()}
+        if ids and metrics["dropped"] == len(ids):
+            raise FloatingPointError(
+                f"Every client's update in round {number} holds a NaN or an infinity. "
+                f"Received: {len(ids)} clients, all left out. Lower the client learning rate, clip "
+                "gradients (clipnorm=…), or look for extreme values in the data."
+            )
+        metrics |= {
+            "bytes_up": engine.bytes_up * len(ids),
+            "bytes_down": engine.bytes_down * len(ids),
+            "seconds": time.perf_counter() - start,
+        }
+        yield state, metrics
+
+
+def _number(value):
+    """A float, or an array where a Keras metric gives one value a class."""
+    value = value.numpy()
+    return float(value) if value.ndim == 0 else value
