@@ -52,7 +52,7 @@ class Evaluator:
         arrays = tree.map(tf.convert_to_tensor, arrays)
         rows = tf.range(tf.shape(tf.nest.flatten(arrays)[0])[0])
         sums = self._function("pooled", self._pooled, arrays)(weights, arrays, rows)
-        return _floats(self._report(sums))
+        return numbers(self._report(sums))
 
     def clients(self, weights, clients, ids, *, personal, states) -> ClientEvaluation:
         """Evaluates client by client.
@@ -80,7 +80,7 @@ class Evaluator:
             found.append(reports)
             sizes.append(counts)
         metrics = {name: np.concatenate([f[name].numpy() for f in found]) for name in found[0]}
-        pooled = _floats(self._report(total))
+        pooled = numbers(self._report(total))
         return ClientEvaluation(list(ids), np.concatenate(sizes), metrics, pooled)
 
     def _function(self, kind, body, arrays):
@@ -121,6 +121,7 @@ class Evaluator:
         return tree.map(lambda s: tf.reduce_sum(s, 0), sums), reports
 
 
-def _floats(metrics):
-    values = {name: value.numpy() for name, value in metrics.items()}
+def numbers(metrics):
+    """Metrics as floats, the loss first; as an array where Keras gives one value a class."""
+    values = {name: metrics[name].numpy() for name in ("loss", *metrics)}
     return {name: float(v) if v.ndim == 0 else v for name, v in values.items()}

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tffed import optimizers, random, tree
-from tffed.aggregation import chain, mean
+from tffed.aggregation import Aggregator, chain, mean
 from tffed.algorithm import Recipe
 from tffed.callbacks import check_callbacks
 from tffed.checks import check_inputs, check_rounds, label_check
@@ -39,8 +39,11 @@ class Federated:
 
     Attributes:
         model: The Keras model.
+        client_optimizer: The Keras optimizer that `compile` was given.
+        server_optimizer: The server's Keras optimizer.
         state: The `ServerState` after the last round, or None.
         history: The `keras.callbacks.History` of the last `fit`, or None.
+        store: The `ClientStore` of the clients' own states, or None before the first `fit`.
 
     Raises:
         ValueError: `algorithm` is no recipe, or `seed` no integer that can seed.
@@ -59,7 +62,7 @@ class Federated:
         self.history = None
         self._recipe = algorithm
         self._algorithm = None
-        self._store = None
+        self.store = None
 
     def compile(
         self,
@@ -106,7 +109,7 @@ class Federated:
                     "server_optimizer=keras.optimizers.SGD(0.1)."
                 )
             server_optimizer = keras.optimizers.SGD(1.0)
-        server_optimizer = keras.optimizers.get(server_optimizer)
+        server_optimizer = optimizers.get(server_optimizer)
         model = from_keras(
             self.model,
             loss,
@@ -118,11 +121,16 @@ class Federated:
             optimizer=server_optimizer,
         )
         aggregator = chain(mean()) if aggregator is None else aggregator
+        if not isinstance(aggregator, Aggregator):
+            raise ValueError(
+                "Expected an aggregator from tffed.chain, e.g. chain(clip(1.0), mean()). "
+                f"Received: aggregator of type {type(aggregator).__name__}"
+            )
         client = None
         if client_optimizer is not None:
-            client_optimizer = keras.optimizers.get(client_optimizer)
+            client_optimizer = optimizers.get(client_optimizer)
             client = optimizers.from_keras(client_optimizer, model.variables)
-        self._client_optimizer, self._server_optimizer = client_optimizer, server_optimizer
+        self.client_optimizer, self.server_optimizer = client_optimizer, server_optimizer
         self._functional = model
         self._algorithm = self._recipe(
             model,
@@ -189,7 +197,7 @@ class Federated:
         callbacks = check_callbacks(callbacks)
         self._check_data(clients)
         validate = self._validator(validation_data)
-        rates = LearningRates(self._client_optimizer, self._server_optimizer)
+        rates = LearningRates(self.client_optimizer, self.server_optimizer)
         identity = fingerprint(
             self._recipe,
             self.seed,
@@ -199,7 +207,7 @@ class Federated:
             self._aggregator_name,
             self._functional.init(),
         )
-        files = RunFiles(checkpoint_dir, identity, self._store)
+        files = RunFiles(checkpoint_dir, identity, self.store)
         history = keras.callbacks.History()
         shown = RoundProgress(rounds, bar=None if verbose in ("auto", 1) else False)
         everything = [*callbacks, history, *([shown] if verbose else [])]
@@ -229,7 +237,6 @@ class Federated:
             )
         finally:
             shown.close()
-            self._store = files.store
             if self.state is not None:
                 self._functional.assign(self.state.weights)
         self.history = history
@@ -266,8 +273,8 @@ class Federated:
         """`model.predict(x)` of the global model."""
         return self.model.predict(x, **arguments)
 
-    def _keep(self, state):
-        self.state = state
+    def _keep(self, state, store):
+        self.state, self.store = state, store
 
     def _start(self, clients):
         """The state to go on from: the last one, with the Keras model's present weights."""
@@ -296,7 +303,7 @@ class Federated:
 
     def _evaluate_clients(self, weights, clients, ids):
         state = self._algorithm.init(weights, len(clients))
-        store = self._store if self._store is not None else ClientStore()
+        store = self.store if self.store is not None else ClientStore()
         return self._evaluator.clients(
             weights,
             clients,

@@ -51,12 +51,12 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
         state: The `ServerState` to begin with if there is no checkpoint.
         rates: The `LearningRates` of the two Keras optimizers.
         keras_model: The Keras model that callbacks see.
-        keep: Called with each new state.
+        keep: Called with each new state and the client store.
     """
     plan.all_callbacks.on_train_begin()
     snapshot = Snapshot(plan.callbacks)
     state, first = _resume(plan, state, snapshot, rates, keras_model)
-    keep(state)
+    keep(state, plan.files.store)
     model.assign(state.weights)
     for epoch in range(first, plan.rounds.stop):
         if keras_model.stop_training:
@@ -75,7 +75,7 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
         if plan.validate is not None and (epoch + 1) % plan.validation_freq == 0:
             logs |= {f"val_{name}": value for name, value in plan.validate(state).items()}
         state = _show_callbacks(plan, model, state, epoch, logs)
-        keep(state)
+        keep(state, plan.files.store)
         last = epoch + 1 == plan.rounds.stop or keras_model.stop_training
         if last or (epoch + 1) % plan.checkpoint_freq == 0:
             record = {"epoch": plan.history.epoch, "history": plan.history.history}
@@ -84,7 +84,7 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
     model.assign(state.weights)
     plan.all_callbacks.on_train_end()
     # EarlyStopping, for one, puts the best weights back at the end.
-    keep(state._replace(weights=model.init()))
+    keep(state._replace(weights=model.init()), plan.files.store)
 
 
 def _show_callbacks(plan, model, state, epoch, logs):
@@ -194,6 +194,7 @@ def fingerprint(recipe, seed, clients, sampler, optimizers, aggregator, weights)
         if optimizer is None:
             return None
         found = dict(optimizer.get_config())
+        found.pop("name")
         if not isinstance(found["learning_rate"], dict):
             found.pop("learning_rate")
         return {"class": type(optimizer).__name__, **found}

@@ -163,7 +163,7 @@ def from_keras(
         with keras.StatelessScope([*zip(model.metrics_variables, sums[2:], strict=True)]):
             results = model.get_metrics_result()
         results = {name: tf.cast(value, tf.float32) for name, value in results.items()}
-        return {"loss": None} | results | {"loss": tf.math.divide_no_nan(sums[0], sums[1])}
+        return results | {"loss": tf.math.divide_no_nan(sums[0], sums[1])}
 
     def init():
         return ModelWeights(

@@ -65,7 +65,7 @@ def from_keras(optimizer, variables) -> Optimizer:
         ValueError: `optimizer` is no Keras optimizer, its learning rate is not positive, or it uses
             `use_ema`, gradient accumulation or loss scaling, whose state is outside the step.
     """
-    optimizer = _checked(optimizer)
+    optimizer = get(optimizer)
     update = _NATIVE.get(type(optimizer))
     if update is None:
         return _adapted(optimizer, list(variables))
@@ -102,7 +102,12 @@ def from_keras(optimizer, variables) -> Optimizer:
     return Optimizer(init, step, initial, plain)
 
 
-def _checked(optimizer):
+def get(optimizer):
+    """The Keras optimizer of that name, or the one given, if a federated run can use it.
+
+    Raises:
+        ValueError: It cannot; see `from_keras`.
+    """
     try:
         found = keras.optimizers.get(optimizer)
     except ValueError:

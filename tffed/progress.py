@@ -64,7 +64,9 @@ class RoundProgress(keras.callbacks.Callback):
 def round_line(number, rounds, logs, seconds_left):
     """One round as a line of text."""
     width = len(str(rounds))
-    metrics = [f"{k} {float(v):.4g}" for k, v in logs.items() if k not in _COUNTS and _scalar(v)]
+    shown = {k: v for k, v in logs.items() if k not in _COUNTS and getattr(v, "ndim", 0) == 0}
+    order = sorted(shown, key=lambda k: (k.startswith("val_"), not k.endswith("loss")))
+    metrics = [f"{k} {float(shown[k]):.4g}" for k in order]
     clients, examples = logs.get("clients", 0), logs.get("examples", 0)
     seconds = max(logs.get("seconds", 0.0), 1e-9)
     counts = [
@@ -78,10 +80,6 @@ def round_line(number, rounds, logs, seconds_left):
     if logs.get("dropped"):
         counts.insert(1, f"{logs['dropped']:.0f} left out (not finite)")
     return f"round {number:{width}}/{rounds}  {'  '.join(metrics)}  ({', '.join(counts)})"
-
-
-def _scalar(value):
-    return getattr(value, "ndim", 0) == 0
 
 
 def _bytes(count):

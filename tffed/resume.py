@@ -55,18 +55,23 @@ class RunFiles:
             like: A `ServerState` of this run, for its structure.
         """
         if self._checkpoints is None:
+            self.store.rollback(int(like.round))
             return None
         if self._checkpoints.latest() is None:
-            self.store = ClientStore(self._clients)
-            self.store.rollback(-1)
+            self._open_store(-1)
+            before = {cid: self._before.get(cid) for cid in self._before}
+            self.store.put_all(int(like.round), before)
             return None
         leaves, manifest = self._checkpoints.load(expect=self._fingerprint)
-        self.store = ClientStore(self._clients)
-        self.store.rollback(manifest["round"])
+        self._open_store(manifest["round"])
         count = len(tf.nest.flatten(like))
         state = tf.nest.pack_sequence_as(like, [tf.constant(leaf) for leaf in leaves[:count]])
         callbacks = (manifest["callbacks"], leaves[count:])
         return Resumed(state, manifest["epoch"], manifest["history"], callbacks)
+
+    def _open_store(self, round_number):
+        self._before, self.store = self.store, ClientStore(self._clients)
+        self.store.rollback(round_number)
 
     def save(self, state, epoch, history, callbacks):
         """Writes a checkpoint after round `epoch` of this run."""

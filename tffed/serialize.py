@@ -1,6 +1,6 @@
 """Arrays as bytes and back: the one format of messages, client states and checkpoints.
 
-    pack(arrays) = magic | number of arrays | dtype, rank, dimensions of each | data of each | CRC-32
+    pack(arrays) = magic | number of arrays | dtype, rank, shape of each | data of each | CRC-32
 
 All integers are little-endian; the data of an array is its elements in C order, little-endian,
 without padding. The same arrays always give the same bytes. Nothing in the bytes is ever executed

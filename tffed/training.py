@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 
 from tffed import random
+from tffed.evaluation import numbers
 from tffed.store import ClientStore
 
 
@@ -53,7 +54,7 @@ def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> 
         number = int(state.round)
         ids = sampler.sample(clients, seed=seed, round=number)
         state, metrics = engine.run_round(state, clients, ids, seed=key, store=store)
-        metrics = {name: _number(value) for name, value in metrics.items()}
+        metrics = numbers(metrics)
         if ids and metrics["dropped"] == len(ids):
             raise FloatingPointError(
                 f"Every client's update in round {number} holds a NaN or an infinity. "
@@ -66,9 +67,3 @@ def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> 
             "seconds": time.perf_counter() - start,
         }
         yield state, metrics
-
-
-def _number(value):
-    """A float, or an array where a Keras metric gives one value a class."""
-    value = value.numpy()
-    return float(value) if value.ndim == 0 else value

@@ -74,8 +74,8 @@ def _draw_labels(axes, targets) -> int:
         )
     if len(labels) <= 30:  # more names than that say nothing
         handles, names = axes.get_legend_handles_labels()
-        axes.legend(  # in the order of the stack, beside the bars
-            handles[::-1], names[::-1], title="Label", loc="upper left", bbox_to_anchor=(1.0, 1.0),
+        axes.figure.legend(  # in the order of the stack, beside the bars
+            handles[::-1], names[::-1], title="Label", loc="outside right upper",
             ncols=1 + (len(labels) - 1) // 15, frameon=False, fontsize="small",
         )
     return len(labels)

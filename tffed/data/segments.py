@@ -5,7 +5,7 @@ import re
 # A role in capitals and a full stop (not an act, scene or numeral), or a capitalised role and a
 # colon, alone on its line.
 _SPEAKER = (
-    r"(?P<name>(?!(?:ACT|SCENE)\b|[IVXLCDM]+\.)[A-Z][A-Z '&-]{0,39}(?=\.[ \t]*$)"
+    r"(?P<name>(?!(?:ACT|SCENE)\b|[IVXL]+\.)[A-Z][A-Z '&-]{0,39}(?=\.[ \t]*$)"
     r"|[A-Z][\w '&-]{0,39}(?=:[ \t]*$))[.:][ \t]*$"
 )
 _NUMERAL = r"(?:[IVXLCDM]+|\d+|(?i:one|two|three|four|five|six|seven|eight|nine|ten)[\w-]*)\b"
@@ -53,8 +53,8 @@ def segments_of(contents: list[tuple[str, str]], clients: str) -> dict[str, str]
 def _pieces(content, heading):
     content = content.replace("\r\n", "\n")
     matches = [match for match in heading.finditer(content) if match.end() > match.start()]
-    ends = [match.start() for match in matches[1:]] + [len(content)]
-    for match, end in zip(matches, ends, strict=True):
+    starts = [match.start() for match in matches] + [len(content)]
+    for match, end in zip(matches, starts[1:], strict=True):
         named = next((group for group in match.groups() if group), match.group())
         yield named.strip(), content[match.end() : end].strip("\n")
 

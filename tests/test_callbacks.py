@@ -1,0 +1,137 @@
+"""Keras callbacks in a federated run."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+
+import tffed
+from tffed.callbacks import Snapshot
+from tests.test_federated import blobs, compiled, population, weights
+
+callbacks = keras.callbacks
+
+
+def fit(fed, *used, rounds=4, **arguments):
+    arguments = {"validation_data": blobs(30, 9), "verbose": 0} | arguments
+    return fed.fit(population(), rounds=rounds, callbacks=list(used), **arguments)
+
+
+def test_early_stopping_stops_and_restores_the_best_weights():
+    fed, seen = compiled(client_optimizer=keras.optimizers.SGD(5.0)), []
+    keep = callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(weights(fed)))
+    stop = callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
+    history = fit(fed, keep, stop, rounds=30)
+    losses = history.history["val_loss"]
+    assert len(losses) == np.argmin(losses) + 3 < 30
+    for a, b in zip(weights(fed), seen[np.argmin(losses)], strict=True):
+        np.testing.assert_array_equal(a, b)
+    # And the state to go on from is the restored one.
+    for a, b in zip(fed.state.weights.trainable, weights(fed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_model_checkpoint_writes_the_round_s_model(tmp_path):
+    fed = compiled()
+    fit(fed, callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"), rounds=2)
+    saved = keras.models.load_model(tmp_path / "2.keras")
+    for a, b in zip(saved.get_weights(), weights(fed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tmp_path / "1.keras").exists()
+
+
+def test_csv_logger_writes_a_row_a_round(tmp_path):
+    history = fit(compiled(), callbacks.CSVLogger(tmp_path / "log.csv"), rounds=3)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(r["loss"]) for r in rows] == history.history["loss"]
+    assert "bytes_up" in rows[0]
+
+
+def test_tensorboard_writes_the_metrics_of_rounds(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorflow import make_ndarray
+
+    history = fit(compiled(), callbacks.TensorBoard(tmp_path), rounds=3)
+    events = EventAccumulator(str(tmp_path / "train"))
+    events.Reload()
+    found = [float(make_ndarray(e.tensor_proto)) for e in events.Tensors("epoch_loss")]
+    np.testing.assert_allclose(found, history.history["loss"], rtol=1e-6)
+    assert "epoch_bytes_up" in events.Tags()["tensors"]
+
+
+def test_reduce_lr_on_plateau_and_scheduler_act_on_the_server_optimizer():
+    fed = compiled()
+    fit(fed, callbacks.LearningRateScheduler(lambda round, rate: rate * 0.5), rounds=3)
+    assert float(fed.state.optimizer.learning_rate) == 0.125
+    still = compiled()
+    reduce = callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, min_delta=100.0)
+    fit(still, reduce, rounds=2)
+    assert float(still.model.optimizer.learning_rate) == pytest.approx(0.1)
+
+
+def test_a_server_rate_of_zero_freezes_the_model():
+    fed = compiled()
+    before = weights(fed)
+    fit(fed, callbacks.LearningRateScheduler(lambda round: 0.0), rounds=2)
+    for a, b in zip(before, weights(fed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_callback_can_stop_training_and_set_weights():
+    fed = compiled()
+
+    class Reset(callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.set_weights([np.zeros_like(w) for w in self.model.get_weights()])
+            self.model.stop_training = epoch == 1
+
+    history = fit(fed, Reset())
+    assert history.epoch == [0, 1]
+    assert not any(w.any() for w in weights(fed))
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (lambda tmp: callbacks.BackupAndRestore(tmp), "checkpoint_dir"),
+        (lambda tmp: callbacks.TerminateOnNaN(), "left out and counted"),
+        (lambda tmp: callbacks.SwapEMAWeights(), "moving average"),
+        (lambda tmp: callbacks.ProgbarLogger(), "verbose"),
+        (lambda tmp: callbacks.ModelCheckpoint(tmp / "m.keras", save_freq=10), "save_freq"),
+        (lambda tmp: callbacks.TensorBoard(tmp, update_freq="batch"), "needs batches"),
+        (lambda tmp: callbacks.LambdaCallback(on_train_batch_end=print), "on_train_batch_end"),
+    ],
+)
+def test_callbacks_that_cannot_work_are_refused_with_the_reason(tmp_path, callback, message):
+    with pytest.raises(ValueError, match=message):
+        fit(compiled(), callback(tmp_path))
+
+
+def test_snapshot_takes_only_what_changed_and_puts_it_back():
+    def begun():
+        stop = callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True)
+        stop.set_model(compiled().model)
+        stop.on_train_begin()
+        return stop
+
+    first = begun()
+    snapshot = Snapshot([first])
+    first.on_epoch_end(0, {"loss": 1.0})
+    first.on_epoch_end(1, {"loss": 2.0})
+    values, arrays = snapshot.capture()
+    kind, changed = values[0]
+    assert kind == "EarlyStopping" and "patience" not in changed and changed["wait"]["value"] == 1
+    second = begun()
+    Snapshot([second]).restore(values, arrays)
+    assert (second.wait, second.best, second.best_epoch) == (first.wait, 1.0, 0)
+    for a, b in zip(first.best_weights, second.best_weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_history_is_the_user_s_view():
+    fed = compiled()
+    history = fit(fed, rounds=2)
+    assert fed.history is history and isinstance(history, keras.callbacks.History)
+    assert tffed.Federated is type(fed)
