@@ -174,6 +174,7 @@ def compose(
     client_init=lambda bc: (),
     server_init=lambda weights, population: (),
     server_update=lambda extra, total, clients: extra,
+    personal=lambda weights, state: weights,
 ) -> Algorithm:
     """Makes an `Algorithm` of local work, an aggregator and a server optimizer.
 
@@ -190,6 +191,7 @@ def compose(
         client_init: `(bc) -> state` of the algorithm for a new client.
         server_init: `(weights, population) -> extra`, the algorithm's own server state.
         server_update: `(extra, total, clients) -> extra`, from the sum of the clients' `extra`.
+        personal: `(weights, state) -> weights` with which a client is evaluated.
     """
     local = model.local_statistics
 
@@ -213,11 +215,14 @@ def compose(
             client_init(bc), aggregator.client_init(bc.weights.trainable), statistics
         )
 
-    def personal(weights, state):
+    def own_statistics(weights, state):
         return weights._replace(non_trainable=state.statistics) if local else weights
 
+    def own_weights(weights, state):
+        return personal(own_statistics(weights, state), state.algorithm)
+
     def client(bc, state, data, seed):
-        bc = bc._replace(weights=personal(bc.weights, state))
+        bc = bc._replace(weights=own_statistics(bc.weights, state))
         done = work(bc, state.algorithm, data, seed)
         update, stages = aggregator.encode(
             bc.aggregator, state.aggregator, done.update, done.examples, seed
@@ -266,7 +271,7 @@ def compose(
         return new, model.report(rest.sums) | counts | metrics
 
     return Algorithm(
-        init, broadcast, new_client, client, report, finish, personal, aggregator.collect, name
+        init, broadcast, new_client, client, report, finish, own_weights, aggregator.collect, name
     )
 
 
