@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import tffed
+from tests.shell import blobs, compiled, population, weights
 from tffed.callbacks import Snapshot
-from tests.test_federated import blobs, compiled, population, weights
 
 callbacks = keras.callbacks
 

@@ -5,39 +5,7 @@ import numpy as np
 import pytest
 
 import tffed
-
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def blobs(count, seed=0):
-    """Two classes that a linear model separates."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 2, count)
-    x = rng.normal(size=(count, 4)) + 2.0 * y[:, None]
-    return x.astype(np.float32), y
-
-
-def population(clients=6, seed=0):
-    return tffed.data.partition(
-        *blobs(120, seed), clients=clients, scheme=tffed.data.Dirichlet(1.0), seed=1
-    )
-
-
-def classifier(batch_norm=False):
-    keras.utils.set_random_seed(2)
-    middle = [keras.layers.BatchNormalization(momentum=0.8)] if batch_norm else []
-    return keras.Sequential([keras.Input((4,)), *middle, keras.layers.Dense(2)])
-
-
-def compiled(recipe=None, model=None, **arguments):
-    fed = tffed.Federated(model or classifier(), recipe or tffed.fed_avg(batch_size=8), seed=3)
-    arguments = {"client_optimizer": keras.optimizers.SGD(0.1), "loss": LOSS} | arguments
-    fed.compile(metrics=["accuracy"], **arguments)
-    return fed
-
-
-def weights(fed):
-    return fed.model.get_weights()
+from tests.shell import LOSS, blobs, classifier, compiled, population, weights
 
 
 def same(a, b):
@@ -72,7 +40,9 @@ def test_a_second_fit_goes_on_from_the_first():
 
 
 @pytest.mark.parametrize(
-    "recipe", [tffed.scaffold(batch_size=8), tffed.fed_prox(0.1, batch_size=8)], ids=lambda r: r.name
+    "recipe",
+    [tffed.scaffold(batch_size=8), tffed.fed_prox(0.1, batch_size=8)],
+    ids=lambda recipe: recipe.name,
 )
 def test_the_same_seed_gives_the_same_bits_with_any_lanes(recipe):
     runs = []

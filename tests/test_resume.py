@@ -90,3 +90,24 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_still_serves(tmp_path)
     expected, _ = small_run(tmp_path.parent / "other", rounds=3)
     for a, b in zip(fed.model.get_weights(), expected.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_clients_states_move_into_the_directory_of_a_later_fit(tmp_path):
+    def two_fits(first, second):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        x = np.arange(36, dtype=np.float32).reshape(12, 3) / 36
+        data = {i: (x[4 * i : 4 * i + 4], x[:4, :1] * i) for i in range(3)}
+        fed = tffed.Federated(model, tffed.scaffold(batch_size=2))
+        fed.compile(client_optimizer=keras.optimizers.SGD(0.1), loss="mse")
+        fed.fit(data, rounds=2, checkpoint_dir=first, verbose=0)
+        fed.fit(data, rounds=4, initial_round=2, checkpoint_dir=second, verbose=0)
+        return fed.model.get_weights()
+
+    expected = two_fits(None, None)
+    for first, second in ((None, tmp_path / "a"), (tmp_path / "b", tmp_path / "c")):
+        for a, b in zip(two_fits(first, second), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    # In one and the same directory the second fit goes on from the first's last checkpoint.
+    for a, b in zip(two_fits(tmp_path / "d", tmp_path / "d"), expected, strict=True):
+        np.testing.assert_array_equal(a, b)

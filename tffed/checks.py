@@ -56,8 +56,8 @@ def label_check(model):
             if low < 0 or high >= classes or np.any(labels != np.floor(labels)):
                 raise ValueError(
                     f"The model has {classes} output units, so labels must be integers from 0 to "
-                    f"{classes - 1}. Received: labels from {low} to {high}. Renumber the labels, or "
-                    "give the last layer one unit for each class."
+                    f"{classes - 1}. Received: labels from {low} to {high}. Renumber the labels, "
+                    "or give the last layer one unit for each class."
                 )
 
     return check

@@ -199,7 +199,8 @@ def _check_model(model, batch_norm):
         )
     if batch_norm not in BATCH_NORM_POLICIES:
         raise ValueError(
-            f"`batch_norm` must be one of {BATCH_NORM_POLICIES}. Received: batch_norm={batch_norm!r}"
+            f"`batch_norm` must be one of {BATCH_NORM_POLICIES}. "
+            f"Received: batch_norm={batch_norm!r}"
         )
 
 

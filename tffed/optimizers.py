@@ -150,7 +150,7 @@ def _learning_rate(optimizer):
 
 
 def _rate(initial, learning_rate):
-    """The learning rate to begin with: what is asked for, else the optimizer's, else (a schedule) 0."""
+    """The first learning rate: what is asked for, else the optimizer's, else (a schedule) 0."""
     rate = initial if learning_rate is None else learning_rate
     return tf.cast(0.0 if rate is None else rate, tf.float32)
 

@@ -58,8 +58,8 @@ class RunFiles:
             self.store.rollback(int(like.round))
             return None
         if self._checkpoints.latest() is None:
+            before = {cid: self.store.get(cid) for cid in self.store}
             self._open_store(-1)
-            before = {cid: self._before.get(cid) for cid in self._before}
             self.store.put_all(int(like.round), before)
             return None
         leaves, manifest = self._checkpoints.load(expect=self._fingerprint)
@@ -70,7 +70,9 @@ class RunFiles:
         return Resumed(state, manifest["epoch"], manifest["history"], callbacks)
 
     def _open_store(self, round_number):
-        self._before, self.store = self.store, ClientStore(self._clients)
+        if self.store.path == str(self._clients):
+            self.store.close()
+        self.store = ClientStore(self._clients)
         self.store.rollback(round_number)
 
     def save(self, state, epoch, history, callbacks):

@@ -146,13 +146,18 @@ class Embedded:
             example = clients.spec
         arrays = tree.map(lambda s: tf.TensorSpec([None, *s.shape[1:]], s.dtype), example)
         algorithm = self.algorithm
+        # Not inlined: the graph optimiser would join multiplications across the wire, and the bits
+        # would differ from those of a message that really travelled.
+        report = tf.function(
+            algorithm.report, autograph=False, experimental_attributes={"_noinline": True}
+        )
 
         @tf.function(autograph=False)
         def one(bc, arrays, rows, key, state, seed):
             seed = random.client_seed(seed, bc.round, key)
             message, state = algorithm.client(bc, state, LocalData(arrays, rows), seed)
             self.bytes_up = tree.nbytes(message)
-            return algorithm.report(bc, message), state
+            return report(bc, message), state
 
         vector, scalar_pair = tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)
         like, _ = one.get_concrete_function(
