@@ -62,7 +62,7 @@ def test_same_bits_for_any_number_of_lanes(name):
     model, data = network("local" if name == "median" else "average"), make_clients(SIZES)
     algorithm = make(name, model)
     results, states = [], []
-    for lanes in (1, 2, 3, 2):
+    for lanes in (1, 2, 3):
         store = ClientStore()
         state, history = run(algorithm, model, data, COHORTS, lanes=lanes, store=store)
         results.append((state, history))
@@ -180,24 +180,22 @@ def test_bytes_up_and_down_are_those_of_the_message_and_the_broadcast():
     assert engine.bytes_down == weights + 4 + 4  # the round, the learning rate
 
 
-@pytest.mark.parametrize("kind", ["function", "datasets", "mapped"])
-def test_lazy_clients_give_what_resident_ones_give(kind):
+def test_lazy_clients_give_what_resident_ones_give():
     model, data = network(), make_clients(SIZES)
     algorithm = make("fed_avg", model)
-    resident, history = run(algorithm, model, data, COHORTS)
-    if kind == "function":
-        clients = from_function(range(12), data.__getitem__)
-    elif kind == "datasets":
-        as_dataset = tf.data.Dataset.from_tensor_slices
-        clients = from_dict({i: as_dataset(pair).batch(7) for i, pair in data.items()})
-    else:
-        clients = from_dict({i: (x / 2, y) for i, (x, y) in data.items()})
-        clients = clients.map(lambda x, y: (x * 2, y))
-    assert not clients.resident
-    state, found = run(algorithm, model, clients, COHORTS)
-    assert_close(state, resident, 1e-5)
-    for mine, its in zip(found, history, strict=True):
-        assert mine == pytest.approx(its, rel=1e-4)
+    expected, history = run(algorithm, model, data, COHORTS)
+    as_dataset = tf.data.Dataset.from_tensor_slices
+    halved = from_dict({i: (x / 2, y) for i, (x, y) in data.items()})
+    for clients in (
+        from_function(range(12), data.__getitem__),
+        from_dict({i: as_dataset(pair).batch(7) for i, pair in data.items()}),
+        halved.map(lambda x, y: (x * 2, y)),
+    ):
+        assert not clients.resident
+        state, found = run(algorithm, model, clients, COHORTS)
+        assert_close(state, expected, 1e-5)
+        for mine, its in zip(found, history, strict=True):
+            assert mine == pytest.approx(its, rel=1e-4)
 
 
 def test_an_engine_goes_from_one_federation_to_another():
@@ -218,15 +216,17 @@ def test_an_engine_goes_from_one_federation_to_another():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_empty_cohort_changes_nothing_but_the_round(name):
-    model, data = softmax_regression(), make_clients(SIZES)
-    algorithm = make(name, model)
-    one, _ = run(algorithm, model, data, [[1, 2]])
-    state, history = run(algorithm, model, data, [[1, 2], []])
+    model, clients = softmax_regression(), from_dict(make_clients(SIZES))
+    engine, store = Embedded(make(name, model), lanes=2), ClientStore()
+    state = engine.algorithm.init(model.init(), 12)
+    states = []
+    for ids in ([1, 2], []):
+        state, metrics = engine.run_round(state, clients, ids, seed=random.seed(1), store=store)
+        states.append((state.weights, state.aggregator, state.extra))
+    assert_same_bits(*states)
     assert int(state.round) == 2
-    assert_same_bits(state.weights, one.weights)
-    assert_same_bits(state.aggregator, one.aggregator) if name != "scaffold" else None
-    assert history[1]["clients"] == history[1]["examples"] == history[1]["dropped"] == 0
-    assert history[1]["loss"] == 0
+    counts = [float(metrics[key]) for key in ("clients", "examples", "dropped", "loss")]
+    assert counts == [0, 0, 0, 0]
 
 
 def test_clients_are_read_one_at_a_time():
@@ -279,7 +279,7 @@ def test_check_sees_all_data_before_it_is_trained_on(resident):
     state = algorithm.init(model.init(), 12)
     with pytest.raises(ValueError, match="labels"):
         engine.run_round(state, clients, range(12), seed=random.seed(1), store=ClientStore())
-    assert seen == [sum(SIZES)] if resident else seen[-1] < sum(SIZES)
+    assert set(seen) == {sum(SIZES)} if resident else max(seen) < sum(SIZES)
 
 
 @pytest.mark.parametrize("lanes", [0, -1, 1.5, "2"])
