@@ -157,7 +157,7 @@ RUN = (
     "rounds", "seed", "output_dir", "checkpoint", "checkpoint_freq", "fresh", "validation_freq",
     "verbose",
 )
-_ALWAYS = (
+ALWAYS = (
     "task", "sampler", "algorithm", "server_optimizer", "aggregator", "clipping", "lanes", *RUN,
 )
 
@@ -167,7 +167,7 @@ def check(values):
     check_flags(
         values,
         CHOICES,
-        _ALWAYS,
+        ALWAYS,
         exclusive=(("local_epochs", "local_steps"), ("clients_per_round", "client_fraction")),
         needs={
             "text_clients": "text_path",

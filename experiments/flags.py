@@ -168,7 +168,7 @@ def parse(argv):
     """
     values = define()
     if any(a in ("--help", "-help", "-h", "--helpfull") for a in argv[1:]):
-        print(f"{argv[0]} [--flagfile=FILE] [--FLAG=VALUE …]\n{values.get_help()}")
+        print(f"Flags of the experiments (also in a file: --flagfile=FILE)\n{values.get_help()}")
         sys.exit(0)
     try:
         left = values(argv)[1:]

@@ -42,7 +42,8 @@ def draw_curves(axes, rows, name):
         axes.plot(
             *zip(*points, strict=True), color=colour, lw=width, marker=marker, ms=3.5, label=label
         )
-    axes.set_title(f"{name.replace('_', ' ').capitalize()} by round")
+    words = name.upper() if len(name) <= 3 else name.replace("_", " ").capitalize()
+    axes.set_title(f"{words} by round")
     axes.set_xlabel("Round")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if name.endswith("accuracy"):

@@ -8,13 +8,9 @@ The same command again goes on from the last checkpoint, or says that the run is
 `--rounds` make it longer. Flags that nothing reads are refused.
 """
 
-import os
 import sys
 
-# TensorFlow's start-up notes hide what the programs print.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-from experiments import flags, results  # noqa: E402
+from experiments import flags, results, startup
 
 _EVALUATED_CLIENTS = 1000
 
@@ -43,52 +39,61 @@ def main(argv=None):
         )
         _print_files(output.files())
         return
-    import tffed
-
-    tffed.single_threaded_kernels(values.lanes)
+    devices = startup.start(values.lanes)
     try:
-        run(values, output)
+        run(values, output, devices)
     except KeyboardInterrupt:
         goes_on = "goes on from the last checkpoint" if values.checkpoint else "starts over"
         sys.exit(f"\nInterrupted. The same command {goes_on}.")
 
 
-def run(values, output):
+def run(values, output, devices):
     """Builds the experiment, trains it and writes its results.
 
     Args:
         values: Flags from `experiments.flags.parse`.
         output: The `experiments.results.OutputDirectory`.
+        devices: What it runs on, in words.
 
-    Returns:
-        The rows of `metrics.csv`, a dictionary of numbers a round.
+    Raises:
+        SystemExit: The flags or the data are wrong, or the checkpoint cannot be gone on from.
     """
     from experiments import builders
-    from experiments.recorder import Recorder
 
     try:
         experiment = builders.build(values)
     except (ValueError, ImportError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    _print_experiment(values, experiment)
-    output.begin()
-    recorder = Recorder(output.write_metrics)
-    experiment.federated.fit(
-        experiment.clients,
-        rounds=values.rounds,
-        **experiment.cohort,
-        validation_data=experiment.test,
-        validation_freq=values.validation_freq,
-        callbacks=[recorder],
-        checkpoint_dir=_checkpoints(values, output),
-        checkpoint_freq=values.checkpoint_freq,
-        verbose=values.verbose,
-    )
+    _print_experiment(values, experiment, devices)
+    rows = _fit(values, output, experiment)
     evaluation = _evaluate(experiment)
     _print_evaluation(evaluation)
-    _print_files(
-        output.finish(experiment.federated.model, recorder.rows, experiment.clients, evaluation)
-    )
+    model, clients = experiment.federated.model, experiment.clients
+    _print_files(output.finish(model, rows, clients, evaluation))
+
+
+def _fit(values, output, experiment):
+    """Trains, and returns the rows of `metrics.csv`, a dictionary of numbers a round."""
+    from experiments.recorder import Recorder
+    from tffed import CheckpointError
+
+    recorder = Recorder(output.begin, output.write_metrics)
+    try:
+        experiment.federated.fit(
+            experiment.clients,
+            rounds=values.rounds,
+            **experiment.cohort,
+            validation_data=experiment.test,
+            validation_freq=values.validation_freq,
+            callbacks=[recorder],
+            checkpoint_dir=_checkpoints(values, output),
+            checkpoint_freq=values.checkpoint_freq,
+            verbose=values.verbose,
+        )
+    except ValueError as error:
+        if recorder.begun and not isinstance(error, CheckpointError):
+            raise  # nothing that the flags said
+        sys.exit(f"error: {error}")
     return recorder.rows
 
 
@@ -118,9 +123,9 @@ def _evaluate(experiment):
     }
 
 
-def _print_experiment(values, experiment):
+def _print_experiment(values, experiment, devices):
     sizes = experiment.clients.sizes()
-    print(f"Task {values.task}, algorithm {values.algorithm}, {values.rounds} rounds")
+    print(f"Task {values.task}, algorithm {values.algorithm}, {values.rounds} rounds, on {devices}")
     print(f"Data: {experiment.origin}")
     print(
         f"{len(experiment.clients)} clients with {sizes.min()} to {sizes.max()} examples, "

@@ -11,16 +11,13 @@ stopped goes on.
 """
 
 import csv
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import numpy as np
+from absl import flags as absl_flags
 
-import numpy as np  # noqa: E402
-from absl import flags as absl_flags  # noqa: E402
-
-from experiments import builders, flags, results, train  # noqa: E402
+from experiments import builders, flags, results, startup, train
 
 _RUNS = {"IID": "fashion_2nn_fedavg_iid", "shards": "fashion_2nn_fedavg_shards"}
 _CENTRAL = "centralised"
@@ -84,9 +81,10 @@ def _federated(program, flagfile, folder, values):
 
 def _centralised(arguments):
     """Test accuracy of the same model trained on all data, by as many examples as a round has."""
+    values = flags.parse(arguments)
+    startup.start(values.lanes)
     import keras
 
-    values = flags.parse(arguments)
     keras.utils.set_random_seed(values.seed)
     task = builders.TASK.build(values)
     x, y = task.train

@@ -9,14 +9,13 @@ reading them does not hide what a round takes; the memory before the first round
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import numpy as np
 
-import numpy as np  # noqa: E402
+from experiments import startup
 
 _POPULATION, _EXAMPLES, _ROUNDS = 1000, 20, 3
 _COHORTS = (10, 1000)
@@ -42,11 +41,11 @@ def main(argv=None):
 
 def measure(cohort):
     """Trains with a cohort of this size; `(before, peak)` of this process's memory in MB."""
-    import tffed
-
-    tffed.single_threaded_kernels()
+    startup.start()
     import keras
     from keras import layers
+
+    import tffed
 
     rng = np.random.default_rng(0)
     x = rng.random((_POPULATION * _EXAMPLES, 784), np.float32)
