@@ -1,12 +1,8 @@
 """Drawings of a run: its curves by round, and what its clients hold."""
 
-import itertools
-
-import numpy as np
-
+from tffed.data import plot_labels
 from tffed.extras import require
 
-_SHOWN_CLIENTS, _SHOWN_LABELS = 50, 20
 _TRAIN, _TEST = "#7f9fc6", "#c0392b"
 
 
@@ -27,7 +23,7 @@ def plot_run(rows, clients, path):
     measured = [name for name in names if name != "loss"] or ["loss"]
     draw_curves(metric, rows, measured[0])
     draw_curves(loss, rows, "loss")
-    draw_clients(population, clients)
+    plot_labels(clients, axes=population)
     figure.savefig(path, dpi=120)
 
 
@@ -53,48 +49,3 @@ def draw_curves(axes, rows, name):
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
-
-
-def draw_clients(axes, clients):
-    """Draws a bar a client: its examples, stacked by label where there are few labels."""
-    ids = list(itertools.islice(clients.ids, _SHOWN_CLIENTS))
-    targets = [clients[i][1] for i in ids]
-    places = np.arange(len(ids))
-    labels = _labels(targets)
-    if labels is None:
-        axes.bar(places, clients.sizes(ids), width=0.85, color=_TRAIN)
-    else:
-        _draw_labels(axes, places, labels, targets)
-    some = f"the first {len(ids)} of {len(clients)}" if len(ids) < len(clients) else f"{len(ids)}"
-    axes.set_title(f"Training examples by client ({some} clients)")
-    axes.set_xlabel("Client")
-    axes.set_ylabel("Examples")
-    axes.margins(x=0.01)
-    axes.spines[["top", "right"]].set_visible(False)
-    if all(isinstance(i, int) for i in ids):
-        step = 1 + (len(ids) - 1) // 20
-        axes.set_xticks(places[::step], ids[::step])
-    else:
-        axes.set_xticks([])
-
-
-def _draw_labels(axes, places, labels, targets):
-    colours = require("matplotlib", "plot").colormaps["tab10" if len(labels) <= 10 else "tab20"]
-    bottom = np.zeros(len(targets))
-    for k, label in enumerate(labels):
-        counts = np.array([np.count_nonzero(y == label) for y in targets])
-        axes.bar(places, counts, 0.85, bottom, color=colours(k), label=str(label))
-        bottom += counts
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(  # in the order of the stack
-        handles[::-1], names[::-1], title="Label", frameon=False, fontsize="small",
-        loc="upper left", bbox_to_anchor=(1, 1),
-    )
-
-
-def _labels(targets):
-    """The labels of all clients, or None where targets are not one of a few labels each."""
-    if not all(isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu" for y in targets):
-        return None
-    labels = np.unique(np.concatenate(targets))
-    return labels if len(labels) <= _SHOWN_LABELS else None

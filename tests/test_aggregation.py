@@ -271,3 +271,19 @@ def test_refuses(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "Received: " in str(error.value)
+
+
+def test_an_update_whose_norm_overflows_is_not_clipped_to_zero():
+    stage = clip(1.0)
+    value, _, _ = stage.encode((), (), (tf.constant([1e30, 1.0]),), random.seed(0))
+    assert np.isnan(value[0].numpy()).all()
+
+
+@pytest.mark.parametrize("norm", [True, 0, -1.0, float("inf"), float("nan"), "1"])
+def test_wrong_clipping_norms_are_refused(norm):
+    with pytest.raises(ValueError, match="`norm` must be positive"):
+        clip(norm)
+
+
+def test_a_numpy_norm_is_a_number():
+    assert chain(clip(np.float32(2.0)), mean()).bound == 2.0

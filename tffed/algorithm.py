@@ -179,7 +179,8 @@ def compose(
     """Makes an `Algorithm` of local work, an aggregator and a server optimizer.
 
     The server step is `w ← step(w, -mean update)`: with SGD(1.0), `w + mean update`. A client whose
-    message holds a NaN or an infinity is left out and counted, and its state stays as it was.
+    message holds a NaN or an infinity is left out and counted, and its state stays as it was. If no
+    client is left, the server still takes its step, with a zero update: momentum goes on.
 
     Args:
         name: The algorithm's name.

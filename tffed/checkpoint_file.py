@@ -1,7 +1,7 @@
 """The format of a checkpoint file, and how it gets to its place whole.
 
-    tffed-checkpoint <format> <SHA-256 of the payload> <length of the payload>\\n
-    payload = pack([the round and the manifest as UTF-8 JSON, *leaves])
+tffed-checkpoint <format> <SHA-256 of the payload> <length of the payload>\\n
+payload = pack([the round and the manifest as UTF-8 JSON, *leaves])
 """
 
 import hashlib

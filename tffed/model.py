@@ -269,9 +269,13 @@ def _layers(model):
 
 
 def _statistics(model):
-    """Non-trainable weights of layers that are not frozen: what a training call may update."""
+    """Non-trainable weights of layers that are not frozen: what a training call may update.
+
+    Counters and other integers are no statistics that could be averaged: they stay as they are.
+    """
     frozen = {id(v) for layer in _layers(model) if not layer.trainable for v in layer.variables}
-    return [v for v in model.non_trainable_weights if id(v) not in frozen]
+    weights = [v for v in model.non_trainable_weights if id(v) not in frozen]
+    return [v for v in weights if tf.as_dtype(v.dtype).is_floating]
 
 
 def _seeds(model):
@@ -302,8 +306,14 @@ def _class_weigher(class_weight):
 
     def weigh(batch):
         x, y, sample_weight = unpack(batch)
+        if tf.nest.is_nested(y) or y.shape.rank > 2:
+            raise ValueError(
+                "`class_weight` needs one class for each example: labels of shape [n], or one-hot "
+                f"of shape [n, classes]. Received: y={tree.map(lambda a: a.shape, y)}. Give "
+                "sample weights in the clients' data instead."
+            )
         labels = tf.argmax(y, -1) if y.shape.rank > 1 and y.shape[-1] != 1 else y
-        labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
+        labels = tf.reshape(tf.cast(keras.ops.round(labels), tf.int32), [-1])
         known = tf.gather(table, tf.minimum(labels, size - 1))
         weights = tf.where(labels < size, known, 1.0)
         return x, y, weights if sample_weight is None else weights * sample_weight

@@ -269,7 +269,13 @@ def _stateless_copy(optimizer, variables):
     }
     base = type("_Stateless", (TFOptimizer,), restored)
     kind = type(optimizer)
-    copy = type(kind.__name__, (kind, base), {}).from_config(optimizer.get_config())
+    try:
+        copy = type(kind.__name__, (kind, base), {}).from_config(optimizer.get_config())
+    except TypeError as error:
+        raise ValueError(
+            f"Expected an optimizer that can be built from its get_config(). Received: "
+            f"{kind.__name__}, which cannot: {error}. Give it a get_config with all its arguments."
+        ) from error
     copy.exclude_from_weight_decay([v for v in variables if not optimizer._use_weight_decay(v)])
     copy.build(variables)
     return copy

@@ -81,9 +81,7 @@ class ClientStore:
                 f"The state of client {client_id!r} cannot be read: {error} {self._remedy()}"
             ) from error
 
-    def put_all(
-        self, round_number: int, states: Mapping[int | str, Sequence[np.ndarray]]
-    ) -> None:
+    def put_all(self, round_number: int, states: Mapping[int | str, Sequence[np.ndarray]]) -> None:
         """Writes the states of a round's clients: all of them or, on any failure, none.
 
         Args:

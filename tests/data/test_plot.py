@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tffed import data
 
@@ -32,14 +33,14 @@ def test_bars_are_counts_of_labels(tmp_path):
     axes = figure.axes[0]
     assert axes.get_title() == "4 labels by client (6 clients)"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Client", "Examples")
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["3", "2", "1", "0"]
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["3", "2", "1", "0"]
     assert (tmp_path / "labels.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_legend_stands_beside_the_bars():
     figure = data.plot_labels(population())
     figure.draw_without_rendering()
-    legend = figure.legends[0].get_window_extent()
+    legend = figure.axes[0].get_legend().get_window_extent()
     assert legend.x0 >= figure.axes[0].get_window_extent().x1
     assert legend.x1 <= figure.bbox.x1
 
@@ -63,7 +64,7 @@ def test_real_targets_and_several_targets_show_sizes():
         figure = data.plot_labels(clients)
         np.testing.assert_array_equal(bars(figure), [[9, 9]])
         assert figure.axes[0].get_title().startswith("Examples by client")
-        assert not figure.legends
+        assert figure.axes[0].get_legend() is None
     two = data.from_dict({0: (np.zeros((3, 1)), (np.arange(3), np.arange(3)))})
     np.testing.assert_array_equal(bars(data.plot_labels(two)), [[3]])
 
@@ -80,3 +81,10 @@ def test_bad_arguments_and_a_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'tffed\[plot\]'"):
         data.plot_labels(population())
+
+
+def test_it_draws_into_given_axes():
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    assert data.plot_labels(population(), axes=right) is figure
+    assert not left.containers and len(right.containers) == 4

@@ -159,23 +159,3 @@ def test_run_without_any_validation_is_drawn(tmp_path):
     clients = builders.build(flags.parse(["train", *FLAGS])).clients
     plots.plot_run([{"round": 1, "loss": 1.0, "mae": 1.0}], clients, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-
-
-def test_client_bars_are_stacked_by_label():
-    values = flags.parse([
-        "train", "--task=digits_mlp", "--clients=4", "--partition=shards",
-        "--client_learning_rate=1",
-    ])
-    clients = builders.build(values).clients
-    drawn = axes()
-    plots.draw_clients(drawn, clients)
-    heights = np.array([[bar.get_height() for bar in label] for label in drawn.containers])
-    counts = np.array([np.bincount(clients[i][1], minlength=10) for i in clients]).T
-    np.testing.assert_array_equal(heights, counts)
-
-
-def test_client_bars_of_a_regression_are_sizes():
-    clients = builders.build(flags.parse(["train", *FLAGS])).clients
-    drawn = axes()
-    plots.draw_clients(drawn, clients)
-    assert [bar.get_height() for bar in drawn.patches] == [118, 118, 118]

@@ -1,5 +1,7 @@
 """Stages that bound the norm of each client's update."""
 
+from numbers import Real
+
 import tensorflow as tf
 
 from tffed import tree
@@ -79,12 +81,14 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
 
 def _clip(value, bound):
     norm = tree.global_norm(value)
+    # A norm of zero divides to 0, and any factor leaves a zero update as it is. One that overflows
+    # float32 must not clip to zero: NaN has the client left out and counted.
     factor = tf.minimum(1.0, tf.math.divide_no_nan(bound, norm))
-    # A norm of zero divides to 0, and any factor leaves a zero update as it is.
+    factor = tf.where(tf.math.is_finite(norm), factor, float("nan"))
     return tree.scale(value, factor), tf.cast(norm > bound, tf.float32)
 
 
 def _positive(name, value):
-    if not (isinstance(value, int | float) and 0 < value < float("inf")):
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
         raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value!r}")
     return float(value)

@@ -10,7 +10,7 @@ from tffed.extras import require
 
 
 def plot_labels(
-    clients: ClientData, path: str | os.PathLike | None = None, max_clients: int = 50
+    clients: ClientData, path: str | os.PathLike | None = None, max_clients: int = 50, axes=None
 ):
     """Draws the clients' examples by label, a stacked bar per client.
 
@@ -20,9 +20,10 @@ def plot_labels(
         clients: The population; the first `max_clients` clients are read and drawn.
         path: File to write, its format by its ending; nothing is written if `None`.
         max_clients: Most clients to draw.
+        axes: `matplotlib.axes.Axes` to draw into, those of a new figure if `None`.
 
     Returns:
-        The `matplotlib.figure.Figure`, made without pyplot's global state.
+        The `matplotlib.figure.Figure`; a new one is made without pyplot's global state.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -33,13 +34,13 @@ def plot_labels(
             "Expected max_clients to be at least 1. Received: "
             f"max_clients={max_clients!r}. Give the number of clients to draw."
         )
-    figure_module = require("matplotlib.figure", "plot")
     ids = list(itertools.islice(clients.ids, max_clients))
     targets = [clients[i][1] for i in ids]
     labelled = all(isinstance(y, np.ndarray) and _is_label(y) for y in targets)
-    width = min(4 + 0.22 * len(ids), 16)
-    figure = figure_module.Figure(figsize=(width, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    if axes is None:
+        size = (min(4 + 0.22 * len(ids), 16), 4.5)
+        figure = require("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
     what = "Examples"
     if labelled:
         what = f"{_draw_labels(axes, targets)} labels"
@@ -50,10 +51,11 @@ def plot_labels(
     axes.set_xlabel("Client")
     axes.set_ylabel("Examples")
     axes.margins(x=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
     _name_bars(axes, ids)
     if path is not None:
-        figure.savefig(path, dpi=120)
-    return figure
+        axes.figure.savefig(path, dpi=120)
+    return axes.figure
 
 
 def _is_label(y) -> bool:
@@ -74,8 +76,8 @@ def _draw_labels(axes, targets) -> int:
         )
     if len(labels) <= 30:  # more names than that say nothing
         handles, names = axes.get_legend_handles_labels()
-        axes.figure.legend(  # in the order of the stack, beside the bars
-            handles[::-1], names[::-1], title="Label", loc="outside right upper",
+        axes.legend(  # in the order of the stack, beside the bars
+            handles[::-1], names[::-1], title="Label", loc="upper left", bbox_to_anchor=(1, 1),
             ncols=1 + (len(labels) - 1) // 15, frameon=False, fontsize="small",
         )
     return len(labels)
