@@ -50,6 +50,7 @@ class Algorithm(NamedTuple):
         personal: `(weights, client_state) -> ModelWeights` that a client would evaluate.
         collect: Whether reports are stacked, one row a client, instead of added.
         name: For messages and checkpoints.
+        maskable: Whether `client` also works on padded `LocalData`, as XLA needs.
     """
 
     init: Callable
@@ -61,6 +62,7 @@ class Algorithm(NamedTuple):
     personal: Callable
     collect: bool
     name: str
+    maskable: bool = False
 
 
 class Recipe(NamedTuple):
@@ -175,6 +177,7 @@ def compose(
     server_init=lambda weights, population: (),
     server_update=lambda extra, total, clients: extra,
     personal=lambda weights, state: weights,
+    maskable=False,
 ) -> Algorithm:
     """Makes an `Algorithm` of local work, an aggregator and a server optimizer.
 
@@ -193,6 +196,8 @@ def compose(
         server_init: `(weights, population) -> extra`, the algorithm's own server state.
         server_update: `(extra, total, clients) -> extra`, from the sum of the clients' `extra`.
         personal: `(weights, state) -> weights` with which a client is evaluated.
+        maskable: Whether `work` takes padded `LocalData`; the shared loop does if the model is
+            maskable and batches have a size.
     """
     local = model.local_statistics
 
@@ -272,7 +277,16 @@ def compose(
         return new, model.report(rest.sums) | counts | metrics
 
     return Algorithm(
-        init, broadcast, new_client, client, report, finish, own_weights, aggregator.collect, name
+        init=init,
+        broadcast=broadcast,
+        client_init=new_client,
+        client=client,
+        report=report,
+        finish=finish,
+        personal=own_weights,
+        collect=aggregator.collect,
+        name=name,
+        maskable=maskable,
     )
 
 

@@ -77,6 +77,7 @@ class Federated:
         aggregator=None,
         batch_norm="average",
         lanes=None,
+        jit_compile=False,
     ):
         """Sets what trains the model, as `keras.Model.compile` does.
 
@@ -97,6 +98,8 @@ class Federated:
             aggregator: From `tffed.chain`; the mean weighted by examples by default.
             batch_norm: `"average"`, `"local"` or `"freeze"`; see `from_keras`.
             lanes: Clients trained at a time; one a processor by default. The result is the same.
+            jit_compile: Whether to compile local training with XLA where it can be (see `Embedded`
+                and `from_keras`): dense models in batches of one size. Equal up to rounding.
 
         Raises:
             ValueError: Something is missing, contradictory or out of range.
@@ -119,6 +122,7 @@ class Federated:
             class_weight=class_weight,
             batch_norm=batch_norm,
             optimizer=server_optimizer,
+            jit_compile=jit_compile,
         )
         aggregator = chain(mean()) if aggregator is None else aggregator
         if not isinstance(aggregator, Aggregator):
@@ -140,7 +144,9 @@ class Federated:
         )
         self._aggregator_name = aggregator.name
         self._check = label_check(self.model)
-        self._engine = Embedded(self._algorithm, lanes=lanes, check=self._check)
+        self._engine = Embedded(
+            self._algorithm, lanes=lanes, check=self._check, jit_compile=jit_compile
+        )
         self._evaluator = Evaluator(model)
         self.state = None
 

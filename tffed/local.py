@@ -14,11 +14,19 @@ class LocalData(NamedTuple):
 
     Attributes:
         arrays: `(x, y)` or `(x, y, sample_weight)`: nests of tensors with one leading dimension.
-        rows: int32 `[n_k]`: the rows that are this client's.
+        rows: int32: the rows that are this client's.
+        valid: int32 scalar, how many rows count if the others are padding, as XLA needs; None if
+            there is no padding.
     """
 
     arrays: Any
     rows: Any
+    valid: Any = None
+
+    @property
+    def count(self):
+        """n_k, the client's number of examples, an int32 scalar."""
+        return tf.size(self.rows) if self.valid is None else self.valid
 
     def take(self, positions):
         """The batch of the examples at `positions` of `arrays`."""
@@ -52,23 +60,23 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
     """
 
     def train(bc, data, seed, extra=()):
-        initial = bc.weights
-        count = tf.size(data.rows)
+        initial, count = bc.weights, data.count
         batch = count if batch_size is None else tf.minimum(batch_size, count)
-        per_epoch = (count + batch - 1) // batch
+        per_epoch = (count + batch - 1) // tf.maximum(batch, 1)
         total = per_epoch * epochs if steps is None else tf.constant(steps)
 
         def run_step(order, t, weights, opt, sums):
-            start = (t % per_epoch) * batch
-            picked = data.take(order[start : tf.minimum(start + batch, count)])
-            grads, non_trainable, new = model.grad(weights, picked, random.model_seed(seed, t))
+            picked, mask = _batch(data, order, (t % per_epoch) * batch, batch, batch_size)
+            step_seed = random.model_seed(seed, t)
+            grads, non_trainable, new = model.grad(weights, picked, step_seed, mask)
             if correct is not None:
                 grads = correct(grads, weights.trainable, initial.trainable, extra)
             opt, trainable = optimizer.step(opt, weights.trainable, grads)
             return t + 1, ModelWeights(trainable, non_trainable), opt, tree.add(sums, new)
 
         def run_epoch(t, *carry):
-            order = random.shuffle(data.rows, random.shuffle_seed(seed, t // per_epoch))
+            epoch_seed = random.shuffle_seed(seed, t // per_epoch)
+            order = random.shuffle(data.rows, epoch_seed, data.valid)
             end = tf.minimum(t + per_epoch, total)
             return tf.while_loop(
                 lambda t, *_: t < end,
@@ -89,3 +97,12 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         return LocalResult(weights, sums, t)
 
     return train
+
+
+def _batch(data, order, start, batch, batch_size):
+    """A batch of the order's examples from `start` on, and its mask (None: all rows count)."""
+    if data.valid is None:
+        return data.take(order[start : tf.minimum(start + batch, data.count)]), None
+    positions = start + tf.range(batch_size)
+    rows = tf.gather(order, tf.minimum(positions, order.shape[0] - 1))
+    return data.take(rows), tf.cast(positions < data.count, tf.float32)

@@ -61,8 +61,10 @@ def stage_seed(seed, index):
     return fold_in(fold_in(seed, _STAGE_STREAM), index)
 
 
-def shuffle(values, seed):
-    """A uniformly random permutation of the vector `values`.
+def shuffle(values, seed, count=None):
+    """A uniformly random permutation of the vector `values`, or of its first `count`.
+
+    The order of the first `count` values is that of a vector of just these.
 
     Sorts by 32-bit integer keys; of n values two share a key (and so keep their order) with
     probability about n**2 / 2**33, which is negligible for a client's examples.
@@ -70,4 +72,6 @@ def shuffle(values, seed):
     keys = tf.random.stateless_uniform(
         tf.shape(values), seed, minval=None, maxval=None, dtype=tf.int32, alg=_ALGORITHM
     )
+    if count is not None:
+        keys = tf.where(tf.range(tf.size(values)) < count, keys, tf.int32.max)
     return tf.gather(values, tf.argsort(keys, stable=True))

@@ -287,3 +287,19 @@ def test_refuses_lanes(lanes):
     model = softmax_regression()
     with pytest.raises(ValueError, match="`lanes` must be a positive integer. Received: lanes="):
         Embedded(build(fed_sgd(), model), lanes=lanes)
+
+
+def test_one_engine_serves_populations_of_other_kinds():
+    model = softmax_regression()
+    algorithm = build(fed_avg(batch_size=4), model, client=keras.optimizers.SGD(0.1))
+    engine, state = Embedded(algorithm), algorithm.init(model.init(), 3)
+    plain = make_clients([5, 9, 4])
+    weighted = {i: (x, y, np.full(len(y), 1.0, np.float32)) for i, (x, y) in plain.items()}
+    results = [
+        engine.run_round(
+            state, from_dict(data), [0, 1, 2], seed=random.seed(SEED), store=ClientStore()
+        )[0]
+        for data in (plain, weighted, plain)
+    ]
+    for other in results[1:]:
+        assert_close(other.weights, results[0].weights)

@@ -58,7 +58,7 @@ def averaging(
             non_trainable=result.weights.non_trainable,
             extra=(),
             state=state,
-            examples=tf.cast(tf.size(data.rows), tf.float32),
+            examples=tf.cast(data.count, tf.float32),
             sums=result.sums,
         )
 
@@ -69,4 +69,5 @@ def averaging(
         server_optimizer=server_optimizer,
         aggregator=aggregator,
         learning_rate=client_optimizer.learning_rate,
+        maskable=model.maskable and batch_size is not None,
     )

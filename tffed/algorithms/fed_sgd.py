@@ -31,7 +31,7 @@ def fed_sgd(*, batch_size=None) -> Recipe:
 
         def work(bc, state, data, seed):
             grads, non_trainable, sums = gradient(bc.weights, data, seed)
-            examples = tf.cast(tf.size(data.rows), tf.float32)
+            examples = tf.cast(data.count, tf.float32)
             return LocalUpdate(tree.scale(grads, -1.0), non_trainable, (), state, examples, sums)
 
         return compose(
@@ -49,7 +49,7 @@ def _full_gradient(model, batch_size):
         return model.grad(weights, data.take(data.rows), random.model_seed(seed, 0))
 
     def in_batches(weights, data, seed):
-        count = tf.size(data.rows)
+        count = data.count
 
         def body(t, total, non_trainable, sums):
             rows = data.rows[t * batch_size : tf.minimum((t + 1) * batch_size, count)]

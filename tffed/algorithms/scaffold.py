@@ -52,7 +52,7 @@ def _build(
         update = tree.subtract(result.weights.trainable, bc.weights.trainable)
         factor = 1.0 / (tf.cast(result.steps, tf.float32) * bc.learning_rate)
         new = tree.subtract(tree.subtract(own, shared), tree.scale(update, factor))
-        examples = tf.cast(tf.size(data.rows), tf.float32)
+        examples = tf.cast(data.count, tf.float32)
         moved = tree.subtract(new, own)
         return LocalUpdate(update, result.weights.non_trainable, moved, new, examples, result.sums)
 
@@ -68,6 +68,7 @@ def _build(
         server_optimizer=server_optimizer,
         aggregator=aggregator,
         learning_rate=client_optimizer.learning_rate,
+        maskable=model.maskable and batch_size is not None,
         client_init=lambda bc: tree.zeros_like(bc.weights.trainable),
         server_init=lambda w, n: (tree.zeros_like(w.trainable), tf.constant(n, tf.float32)),
         server_update=server_update,

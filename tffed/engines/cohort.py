@@ -3,7 +3,7 @@
 import numpy as np
 
 _LEAST_CHUNKS = 8
-_MOST_CLIENTS = 8
+MOST_CLIENTS = 8
 
 
 def chunks(count, sizes=None):
@@ -22,7 +22,7 @@ def chunks(count, sizes=None):
     Returns:
         A list of int arrays of positions.
     """
-    number = max(min(count, _LEAST_CHUNKS), -(-count // _MOST_CLIENTS))
+    number = max(min(count, _LEAST_CHUNKS), -(-count // MOST_CLIENTS))
     if sizes is None:
         return [part for part in np.array_split(np.arange(count), number or 1) if len(part)]
     room = -(-count // number) if number else 0

@@ -1,0 +1,128 @@
+"""Local training compiled with XLA: padded and masked, it equals the graph's exact batches."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tffed
+from tffed import optimizers, random
+from tffed.model import from_keras
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SIZES = (5, 23, 8, 17, 1, 40, 12, 9, 3)
+
+
+def clients(weighted=False):
+    rng = np.random.default_rng(0)
+    data = {}
+    for i, n in enumerate(SIZES):
+        x, y = rng.normal(size=(n, 6)).astype(np.float32), rng.integers(0, 3, n)
+        weight = (rng.uniform(0.5, 2.0, n).astype(np.float32),) if weighted else ()
+        data[i] = (x, y, *weight)
+    return tffed.data.from_dict(data)
+
+
+def dense():
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, "tanh"), layers.LayerNormalization(), layers.Dense(3)]
+    )
+
+
+def train(recipe, data, jit, model=None, parts=None, lanes=2, **arguments):
+    """Three rounds; the last state, their metrics, and how the last program was compiled."""
+    arguments = {"metrics": ["accuracy"]} | arguments
+    model = from_keras(model or dense(), LOSS, jit_compile=jit, **arguments)
+    algorithm = recipe(
+        model,
+        client_optimizer=optimizers.from_keras(keras.optimizers.SGD(0.1), model.variables),
+        server_optimizer=optimizers.from_keras(keras.optimizers.SGD(1.0), model.variables),
+        aggregator=tffed.chain(*(parts or [tffed.mean()])),
+    )
+    engine = tffed.Embedded(algorithm, lanes=lanes, jit_compile=jit)
+    state, store, history = algorithm.init(model.init(), len(data)), tffed.ClientStore(), []
+    for _ in range(3):
+        state, metrics = engine.run_round(
+            state, data, list(data.ids), seed=random.seed(2), store=store
+        )
+        history.append({name: float(value) for name, value in metrics.items()})
+    (program,) = engine._programs.values()
+    return state, history, program.capacity
+
+
+def assert_close(one, other):
+    for a, b in zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts"),
+    [
+        (tffed.fed_avg(2, batch_size=4), None),
+        (tffed.fed_avg(local_steps=7, batch_size=4), [tffed.clip(0.05), tffed.mean("uniform")]),
+        (tffed.fed_prox(0.5, batch_size=4), [tffed.median()]),
+        (tffed.scaffold(batch_size=4), None),
+    ],
+    ids=["fed_avg", "steps and clip", "fed_prox and median", "scaffold"],
+)
+def test_it_equals_the_graph_up_to_rounding(recipe, parts):
+    data = clients()
+    state, history, capacity = train(recipe, data, True, parts=parts)
+    expected, metrics, none = train(recipe, data, False, parts=parts)
+    assert (capacity, none) == (max(SIZES), None)
+    assert_close(state.weights, expected.weights)
+    for found, wanted in zip(history, metrics, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_sample_weights_weigh_the_loss_and_not_the_metrics():
+    data, recipe = clients(weighted=True), tffed.fed_avg(batch_size=4)
+    state, history, capacity = train(recipe, data, True)
+    expected, metrics, _ = train(recipe, data, False)
+    assert capacity == max(SIZES)
+    assert_close(state.weights, expected.weights)
+    assert history[-1] == pytest.approx(metrics[-1], rel=1e-4)
+
+
+def test_weighted_metrics_are_weighted():
+    data, recipe = clients(weighted=True), tffed.fed_avg(batch_size=4)
+    arguments = {"metrics": None, "weighted_metrics": ["accuracy"]}
+    _, history, capacity = train(recipe, data, True, **arguments)
+    _, metrics, _ = train(recipe, data, False, **arguments)
+    assert capacity == max(SIZES) and history[-1] == pytest.approx(metrics[-1], rel=1e-4)
+
+
+def test_the_same_bits_with_any_lanes_and_again():
+    data, recipe = clients(), tffed.fed_avg(2, batch_size=4)
+    runs = [train(recipe, data, True, lanes=lanes)[0] for lanes in (1, 3, 3)]
+    for other in runs[1:]:
+        for a, b in zip(tf.nest.flatten(runs[0]), tf.nest.flatten(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [keras.layers.BatchNormalization(), keras.layers.Dense(4, kernel_regularizer="l2")],
+    ids=["batch norm", "regularizer"],
+)
+def test_where_padding_would_show_the_graph_is_kept(layer):
+    model = keras.Sequential([keras.Input((6,)), layer, keras.layers.Dense(3)])
+    assert train(tffed.fed_avg(batch_size=4), clients(), True, model=model)[2] is None
+
+
+def test_a_whole_client_batch_and_lazy_clients_keep_the_graph():
+    assert train(tffed.fed_avg(), clients(), True)[2] is None
+    lazy = tffed.data.from_function(range(len(SIZES)), clients().__getitem__)
+    assert train(tffed.fed_avg(batch_size=4), lazy, True)[2] is None
+
+
+def test_compile_takes_it():
+    fed = tffed.Federated(dense(), tffed.fed_avg(batch_size=4))
+    fed.compile(keras.optimizers.SGD(0.1), loss=LOSS, metrics=["accuracy"], jit_compile=True)
+    losses = fed.fit(clients(), rounds=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    x, y = clients()[5]
+    expected = fed.model.evaluate(x, y, verbose=0, return_dict=True)
+    assert fed.evaluate(x, y) == pytest.approx(expected, rel=1e-5)

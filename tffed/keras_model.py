@@ -1,0 +1,177 @@
+"""What tffed reads off a Keras model, and what it checks first."""
+
+import keras
+import tensorflow as tf
+
+from tffed import tree
+
+BATCH_NORM_POLICIES = ("average", "local", "freeze")
+_MEAN_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+_FLOAT16_LOSS_SCALE = 1024.0
+
+
+def check(model, batch_norm):
+    """Checks that a model can be trained federatedly; the errors are those of `from_keras`."""
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "tffed compiles its rounds with TensorFlow and needs Keras's TensorFlow backend. "
+            f"Received: keras.backend.backend()={keras.backend.backend()!r}. Set "
+            'KERAS_BACKEND="tensorflow" in the environment before Keras is first imported.'
+        )
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Expected a keras.Model (Keras 3). Received: model={model!r}")
+    if not model.built or not model.variables:
+        raise ValueError(
+            "Expected a built model: its weights must exist before the first round. Received: "
+            f"model={model.name!r}, which is not built. Give it a keras.Input, or call "
+            "`model.build(input_shape)` or the model itself on one batch."
+        )
+    if batch_norm not in BATCH_NORM_POLICIES:
+        raise ValueError(
+            f"`batch_norm` must be one of {BATCH_NORM_POLICIES}. "
+            f"Received: batch_norm={batch_norm!r}"
+        )
+
+
+def compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimizer):
+    """Compiles the model with the loss and metrics, and checks that the loss averages."""
+    if loss is not None:
+        model.compile(
+            optimizer=optimizer or getattr(model, "optimizer", None) or "sgd",
+            loss=loss,
+            metrics=metrics,
+            loss_weights=loss_weights,
+            weighted_metrics=weighted_metrics,
+            auto_scale_loss=False,
+        )
+    elif not model.compiled:
+        raise ValueError(
+            "Expected a loss, or a model that is already compiled with one. Received: loss=None. "
+            "Pass e.g. loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
+    for one in tf.nest.flatten(model.loss):
+        reduction = getattr(one, "reduction", "sum_over_batch_size")
+        if reduction not in _MEAN_REDUCTIONS:
+            raise ValueError(
+                "The loss must average over the examples of a batch, so that clients of different "
+                f"sizes weigh as they should: reduction must be one of {_MEAN_REDUCTIONS}. "
+                f"Received: reduction={reduction!r} in {type(one).__name__}. Build the loss with "
+                'reduction="sum_over_batch_size".'
+            )
+
+
+def metrics_builder(model):
+    """A function that creates the metrics' variables, which Keras does at their first use.
+
+    It runs once, outside of the graph being traced, on one example of zeros.
+    """
+    built = False
+
+    def build(x, y, sample_weight):
+        nonlocal built
+        if built:
+            return
+        with tf.init_scope():
+            x, y, sample_weight = tree.map(_one_zero, (x, y, sample_weight))
+            y_pred = model(x, training=False)
+            model.compute_loss(x, y, y_pred, sample_weight, training=False)
+            model.compute_metrics(x, y, y_pred, sample_weight)
+            model.reset_metrics()
+            for variable in model.metrics_variables:
+                if keras.ops.any(keras.ops.convert_to_numpy(variable) != 0):
+                    raise ValueError(
+                        "The state of a metric must begin at zero, so that it adds up over "
+                        f"clients. Received: {variable.path}. Evaluate that metric yourself."
+                    )
+        built = True
+
+    return build
+
+
+def _one_zero(leaf):
+    if leaf is None:  # no sample weights
+        return None
+    return tf.zeros([size or 1 for size in (1, *leaf.shape[1:])], leaf.dtype)
+
+
+def layers(model):
+    """All layers of a model, nested ones and itself included."""
+    return model._flatten_layers(include_self=True, recursive=True)
+
+
+def statistics_of(model):
+    """Non-trainable weights of layers that are not frozen: what a training call may update.
+
+    Counters and other integers are no statistics that could be averaged: they stay as they are.
+    """
+    frozen = {id(v) for layer in layers(model) if not layer.trainable for v in layer.variables}
+    weights = [v for v in model.non_trainable_weights if id(v) not in frozen]
+    return [v for v in weights if tf.as_dtype(v.dtype).is_floating]
+
+
+def seeds_of(model):
+    """The states of seed generators (dropout and its like)."""
+    seeds = {id(g.state) for layer in layers(model) for g in layer._seed_generators}
+    return [v for v in model.non_trainable_variables if id(v) in seeds]
+
+
+def loss_scale(model):
+    """The factor that keeps the gradients of a float16 model from vanishing."""
+    half = any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers(model))
+    return _FLOAT16_LOSS_SCALE if half else 1.0
+
+
+def class_weigher(class_weight):
+    """A function from a batch to (x, y, sample_weight) with the class weights multiplied in."""
+
+    def unpack(batch):
+        return (*batch, None) if len(batch) == 2 else tuple(batch)
+
+    if class_weight is None:
+        return unpack
+    size = max(class_weight) + 1
+    table = tf.constant([float(class_weight.get(c, 1.0)) for c in range(size)])
+
+    def weigh(batch):
+        x, y, sample_weight = unpack(batch)
+        if tf.nest.is_nested(y) or y.shape.rank > 2:
+            raise ValueError(
+                "`class_weight` needs one class for each example: labels of shape [n], or one-hot "
+                f"of shape [n, classes]. Received: y={tree.map(lambda a: a.shape, y)}. Give "
+                "sample weights in the clients' data instead."
+            )
+        labels = tf.argmax(y, -1) if y.shape.rank > 1 and y.shape[-1] != 1 else y
+        labels = tf.reshape(tf.cast(keras.ops.round(labels), tf.int32), [-1])
+        known = tf.gather(table, tf.minimum(labels, size - 1))
+        weights = tf.where(labels < size, known, 1.0)
+        return x, y, weights if sample_weight is None else weights * sample_weight
+
+    return weigh
+
+
+_INDEPENDENT = (
+    *("InputLayer", "Dense", "Flatten", "Reshape", "Permute", "RepeatVector", "Activation", "ReLU"),
+    *("LeakyReLU", "PReLU", "ELU", "Softmax", "Dropout", "Rescaling", "LayerNormalization"),
+    *("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "Dot"),
+    *("Embedding", "Identity", "GlobalAveragePooling1D", "GlobalMaxPooling1D", "EinsumDense"),
+)
+
+
+def independent_examples(model):
+    """Whether masked padding leaves a model's loss and gradient exact, and XLA serves it well.
+
+    True for Sequential and functional models of Keras's own dense, embedding and elementwise
+    layers, without regularizers, Keras masks or an overridden loss. Not for convolutions: XLA's
+    gradient of one inside a loop is an order of magnitude slower on a CPU.
+    """
+    known = all(
+        type(layer).__module__.startswith("keras.")
+        and type(layer).__name__ in (*_INDEPENDENT, "Sequential", "Functional")
+        and not getattr(layer, "mask_zero", False)
+        for layer in layers(model)
+    )
+    means = all(
+        getattr(loss, "reduction", "sum_over_batch_size") in ("sum_over_batch_size", "mean")
+        for loss in tf.nest.flatten(model.loss)
+    )
+    return known and means and not model.losses
