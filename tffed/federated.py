@@ -142,13 +142,19 @@ class Federated:
             server_optimizer=optimizers.from_keras(server_optimizer, model.variables),
             aggregator=aggregator,
         )
-        self._aggregator_name = aggregator.name
+        self._settings = {
+            "seed": self.seed,
+            "aggregator": aggregator.name,
+            "batch_norm": batch_norm,
+            "class_weight": class_weight,
+            "jit_compile": jit_compile,
+        }
         self._check = label_check(self.model)
         self._engine = Embedded(
             self._algorithm, lanes=lanes, check=self._check, jit_compile=jit_compile
         )
         self._evaluator = Evaluator(model)
-        self.state = None
+        self.state = self.store = None
 
     def fit(
         self,
@@ -205,13 +211,7 @@ class Federated:
         validate = self._validator(validation_data)
         rates = LearningRates(self.client_optimizer, self.server_optimizer)
         identity = fingerprint(
-            self._recipe,
-            self.seed,
-            clients,
-            sampler,
-            rates,
-            self._aggregator_name,
-            self._functional.init(),
+            self._recipe, self._settings, clients, sampler, rates, self._functional.init()
         )
         files = RunFiles(checkpoint_dir, identity, self.store)
         history = keras.callbacks.History()

@@ -184,7 +184,7 @@ def choose_sampler(clients, sampler, clients_per_round, client_fraction):
     return Uniform(size)
 
 
-def fingerprint(recipe, seed, clients, sampler, optimizers, aggregator, weights):
+def fingerprint(recipe, settings, clients, sampler, optimizers, weights):
     """What makes a run the run it is, JSON-able, for its checkpoints.
 
     Constant learning rates are left out: callbacks change them.
@@ -195,19 +195,18 @@ def fingerprint(recipe, seed, clients, sampler, optimizers, aggregator, weights)
             return None
         found = dict(optimizer.get_config())
         found.pop("name")
-        if not isinstance(found["learning_rate"], dict):
-            found.pop("learning_rate")
+        if not isinstance(found.get("learning_rate"), dict):
+            found.pop("learning_rate", None)
         return {"class": type(optimizer).__name__, **found}
 
     found = {
         "algorithm": {"name": recipe.name, **recipe.config},
-        "seed": seed,
+        **settings,
         "clients": len(clients),
         "examples": repr(clients.spec),
         "sampler": sampler.describe(),
         "client_optimizer": config(optimizers.client),
         "server_optimizer": config(optimizers.server),
-        "aggregator": aggregator,
         "weights": [list(leaf.shape) for leaf in tf.nest.flatten(weights)],
     }
     return json.loads(json.dumps(found, default=str))

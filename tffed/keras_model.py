@@ -49,6 +49,8 @@ def compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimize
             "Expected a loss, or a model that is already compiled with one. Received: loss=None. "
             "Pass e.g. loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
         )
+    elif optimizer is not None:
+        model.optimizer = optimizer
     for one in tf.nest.flatten(model.loss):
         reduction = getattr(one, "reduction", "sum_over_batch_size")
         if reduction not in _MEAN_REDUCTIONS:

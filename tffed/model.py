@@ -105,7 +105,7 @@ def from_keras(
         jit_compile: Whether the model shall be ready for XLA, which needs batches of one size:
             where its examples are independent, `metrics` are compiled as weighted ones so that
             padding can be masked. `maskable` tells.
-        optimizer: What `model.optimizer` becomes if `loss` is given; by default it stays.
+        optimizer: What `model.optimizer` becomes; by default it stays.
 
     Returns:
         A `FunctionalModel`.
