@@ -4,6 +4,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tffed.data import ClientData, from_dict
+from tffed.data.checks import as_examples
+
 
 def check_inputs(model, spec):
     """Checks that clients' features have the shapes that the model's inputs expect.
@@ -97,3 +100,27 @@ def check_rounds(rounds, initial_round, validation_freq, checkpoint_freq):
             "`initial_round` must be less than `rounds`, which counts from the run's start. "
             f"Received: initial_round={initial_round}, rounds={rounds}"
         )
+
+
+def as_clients(clients):
+    """The population that `fit` is given, as a `ClientData`."""
+    if isinstance(clients, ClientData):
+        return clients
+    if isinstance(clients, dict):
+        return from_dict(clients)
+    raise ValueError(
+        "Expected a ClientData (tffed.data.partition, from_dict, from_folder, …) or a dictionary "
+        f"{{client id: (x, y)}}. Received: clients of type {type(clients).__name__}"
+    )
+
+
+def as_arrays(data, check):
+    """`(x, y[, sample_weight])` as arrays, checked."""
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        raise ValueError(
+            "Expected validation data as (x, y) or (x, y, sample_weight), or a ClientData. "
+            f"Received: {type(data).__name__}"
+        )
+    arrays = as_examples(tuple(part for part in data if part is not None), "the validation data")
+    check(arrays)
+    return arrays

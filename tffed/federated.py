@@ -7,12 +7,18 @@ from tffed import optimizers, random, tree
 from tffed.aggregation import Aggregator, chain, mean
 from tffed.algorithm import Recipe
 from tffed.callbacks import check_callbacks
-from tffed.checks import check_inputs, check_rounds, label_check
-from tffed.data import ClientData, from_dict
-from tffed.data.checks import as_examples
+from tffed.checks import as_arrays, as_clients, check_inputs, check_rounds, label_check
+from tffed.data import ClientData
 from tffed.engines import Embedded
 from tffed.evaluation import Evaluator
-from tffed.fitting import LearningRates, Plan, choose_sampler, fingerprint, fit_rounds
+from tffed.fitting import (
+    LearningRates,
+    Plan,
+    callback_list,
+    choose_sampler,
+    fingerprint,
+    fit_rounds,
+)
 from tffed.model import from_keras
 from tffed.progress import RoundProgress
 from tffed.resume import RunFiles
@@ -204,7 +210,7 @@ class Federated:
         if self._algorithm is None:
             raise ValueError("Call compile(…) before fit(…): it sets the optimizers and the loss.")
         check_rounds(rounds, initial_round, validation_freq, checkpoint_freq)
-        clients = _as_clients(clients)
+        clients = as_clients(clients)
         sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
         callbacks = check_callbacks(callbacks)
         self._check_data(clients)
@@ -225,7 +231,7 @@ class Federated:
             validation_freq=validation_freq,
             checkpoint_freq=checkpoint_freq,
             callbacks=callbacks,
-            all_callbacks=_callback_list(everything, self.model, rounds),
+            all_callbacks=callback_list(everything, self.model, rounds),
             history=history,
             files=files,
             seed=self.seed,
@@ -273,7 +279,7 @@ class Federated:
             raise ValueError(
                 "Expected evaluate(x, y) or evaluate(clients) with a ClientData. Received: y=None."
             )
-        return self._evaluator.pooled(weights, _arrays((x, y, sample_weight), self._check))
+        return self._evaluator.pooled(weights, as_arrays((x, y, sample_weight), self._check))
 
     def predict(self, x, **arguments):
         """`model.predict(x)` of the global model."""
@@ -299,7 +305,7 @@ class Federated:
             return None
         if isinstance(data, ClientData):
             return lambda state: self._validate_clients(state, data)
-        arrays = tree.map(tf.convert_to_tensor, _arrays(data, self._check))
+        arrays = tree.map(tf.convert_to_tensor, as_arrays(data, self._check))
         return lambda state: self._evaluator.pooled(state.weights, arrays)
 
     def _validate_clients(self, state, clients):
@@ -317,32 +323,3 @@ class Federated:
             personal=self._algorithm.personal,
             states=lambda part: self._engine.client_states(state, store, part),
         )
-
-
-def _as_clients(clients):
-    if isinstance(clients, ClientData):
-        return clients
-    if isinstance(clients, dict):
-        return from_dict(clients)
-    raise ValueError(
-        "Expected a ClientData (tffed.data.partition, from_dict, from_folder, …) or a dictionary "
-        f"{{client id: (x, y)}}. Received: clients of type {type(clients).__name__}"
-    )
-
-
-def _arrays(data, check):
-    """`(x, y[, sample_weight])` as arrays, checked."""
-    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
-        raise ValueError(
-            "Expected validation data as (x, y) or (x, y, sample_weight), or a ClientData. "
-            f"Received: {type(data).__name__}"
-        )
-    arrays = as_examples(tuple(part for part in data if part is not None), "the validation data")
-    check(arrays)
-    return arrays
-
-
-def _callback_list(callbacks, model, rounds):
-    found = keras.callbacks.CallbackList(callbacks, model=model)
-    found.set_params({"epochs": rounds, "verbose": 0, "steps": 1})
-    return found

@@ -3,6 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -144,6 +145,13 @@ def _constant(optimizer):
 
 def _value(optimizer):
     return float(np.asarray(optimizer.learning_rate))
+
+
+def callback_list(callbacks, model, rounds):
+    """The `keras.callbacks.CallbackList` of a run."""
+    found = keras.callbacks.CallbackList(callbacks, model=model)
+    found.set_params({"epochs": rounds, "verbose": 0, "steps": 1})
+    return found
 
 
 def choose_sampler(clients, sampler, clients_per_round, client_fraction):

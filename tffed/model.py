@@ -125,83 +125,102 @@ def from_keras(
             "Expected a model with trainable weights; all its layers are frozen. Received: "
             f"model={model.name!r}. Set `layer.trainable = True` on what is to be trained."
         )
-    masked_metrics = jit_compile and loss is not None and metrics and not weighted_metrics
-    if masked_metrics:
+    masked = bool(jit_compile and loss is not None and metrics and not weighted_metrics)
+    if masked:
         metrics, weighted_metrics = None, metrics
     compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimizer)
-    maskable = jit_compile and not metrics and independent_examples(model)
-    variables = list(model.trainable_variables)
-    statistics = statistics_of(model)
-    seeds = seeds_of(model)
-    scale = loss_scale(model)
-    weigh = class_weigher(class_weight)
-    build_metrics = metrics_builder(model)
+    parts = _Functions(model, class_weight, masked)
+    return FunctionalModel(
+        init=parts.init,
+        grad=parts.grad,
+        evaluate=parts.evaluate,
+        zeros=parts.zeros,
+        report=parts.report,
+        assign=parts.assign,
+        variables=parts.variables,
+        local_statistics=batch_norm == "local",
+        maskable=jit_compile and loss is not None and not metrics and independent_examples(model),
+    )
 
-    def forward(weights, batch, seed, training, sums, mask=None):
-        x, y, sample_weight = weigh(batch)
-        rows = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)
-        count = rows if mask is None else tf.reduce_sum(mask)
-        if mask is not None:
-            sample_weight = mask if sample_weight is None else mask * sample_weight
-        mapping = [*zip(variables, weights.trainable, strict=True)]
-        mapping += zip(statistics, weights.non_trainable, strict=True)
-        mapping += [
-            (v, tf.cast(random.fold_in(seed, i), v.dtype)) for i, v in enumerate(seeds) if training
-        ]
-        mapping += zip(model.metrics_variables, sums[2:], strict=True)
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            y_pred = model(x, training=training)
-            value = model.compute_loss(x, y, y_pred, sample_weight, training=training)
-            model.compute_metrics(x, y, y_pred, mask if masked_metrics else sample_weight)
-        if mask is not None:  # Keras has divided by all rows
-            value *= tf.cast(tf.math.divide_no_nan(rows, count), value.dtype)
-        sums = (
-            sums[0] + tf.cast(value, tf.float32) * count,
-            sums[1] + count,
-            *(scope.get_current_value(v) for v in model.metrics_variables),
-        )
-        return value, tuple(scope.get_current_value(v) for v in statistics), sums
 
-    def zeros(batch):
-        x, y, sample_weight = weigh(batch)
-        build_metrics(x, y, sample_weight)
-        return (
-            tf.zeros(()),
-            tf.zeros(()),
-            *(tf.zeros(v.shape, v.dtype) for v in model.metrics_variables),
+class _Functions:
+    """The functions of a `FunctionalModel`, over what they all read off the Keras model."""
+
+    def __init__(self, model, class_weight, masked_metrics):
+        self.variables = list(model.trainable_variables)
+        self._model = model
+        self._masked_metrics = masked_metrics
+        self._statistics = statistics_of(model)
+        self._seeds = seeds_of(model)
+        self._scale = loss_scale(model)
+        self._weigh = class_weigher(class_weight)
+        self._build_metrics = metrics_builder(model)
+
+    def init(self):
+        return ModelWeights(
+            tuple(tf.identity(v.value) for v in self.variables),
+            tuple(tf.identity(v.value) for v in self._statistics),
         )
 
-    def grad(weights, batch, seed, mask=None):
+    def assign(self, weights):
+        variables = self.variables + self._statistics
+        values = (*weights.trainable, *weights.non_trainable)
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    def zeros(self, batch):
+        self._build_metrics(*self._weigh(batch))
+        states = (tf.zeros(v.shape, v.dtype) for v in self._model.metrics_variables)
+        return (tf.zeros(()), tf.zeros(()), *states)
+
+    def grad(self, weights, batch, seed, mask=None):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights.trainable)
-            value, non_trainable, sums = forward(weights, batch, seed, True, zeros(batch), mask)
-            scaled = value * tf.cast(scale, value.dtype)
+            value, statistics, sums = self._forward(weights, batch, seed, mask)
+            scaled = value * tf.cast(self._scale, value.dtype)
         grads = tape.gradient(scaled, weights.trainable, unconnected_gradients="zero")
         # The gradient of an embedding comes as IndexedSlices; a dense one adds up and travels.
         grads = tuple(tf.convert_to_tensor(g) for g in grads)
-        return (tree.scale(grads, 1 / scale) if scale != 1 else grads), non_trainable, sums
+        if self._scale != 1:
+            grads = tree.scale(grads, 1 / self._scale)
+        return grads, statistics, sums
 
-    def evaluate(weights, batch):
-        return forward(weights, batch, None, False, zeros(batch))[2]
+    def evaluate(self, weights, batch):
+        return self._forward(weights, batch, None, None)[2]
 
-    def report(sums):
+    def report(self, sums):
+        model = self._model
         with keras.StatelessScope([*zip(model.metrics_variables, sums[2:], strict=True)]):
             results = model.get_metrics_result()
         results = {name: tf.cast(value, tf.float32) for name, value in results.items()}
         return results | {"loss": tf.math.divide_no_nan(sums[0], sums[1])}
 
-    def init():
-        return ModelWeights(
-            tuple(tf.identity(v.value) for v in variables),
-            tuple(tf.identity(v.value) for v in statistics),
-        )
+    def _forward(self, weights, batch, seed, mask):
+        """`(loss, statistics, sums)` of one batch; in inference mode if `seed` is None."""
+        model, training, sums = self._model, seed is not None, self.zeros(batch)
+        x, y, sample_weight = self._weigh(batch)
+        rows = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)
+        count = rows if mask is None else tf.reduce_sum(mask)
+        if mask is not None:
+            sample_weight = mask if sample_weight is None else mask * sample_weight
+        with keras.StatelessScope(self._mapping(weights, seed, sums), collect_losses=True) as scope:
+            y_pred = model(x, training=training)
+            value = model.compute_loss(x, y, y_pred, sample_weight, training=training)
+            weight = mask if self._masked_metrics else sample_weight
+            model.compute_metrics(x, y, y_pred, weight)
+        if mask is not None:  # Keras has divided by all rows
+            value *= tf.cast(tf.math.divide_no_nan(rows, count), value.dtype)
+        total = (sums[0] + tf.cast(value, tf.float32) * count, sums[1] + count)
+        metrics = (scope.get_current_value(v) for v in model.metrics_variables)
+        statistics = tuple(scope.get_current_value(v) for v in self._statistics)
+        return value, statistics, (*total, *metrics)
 
-    def assign(weights):
-        for variable, value in zip(
-            variables + statistics, (*weights.trainable, *weights.non_trainable), strict=True
-        ):
-            variable.assign(value)
-
-    return FunctionalModel(
-        init, grad, evaluate, zeros, report, assign, variables, batch_norm == "local", maskable
-    )
+    def _mapping(self, weights, seed, sums):
+        """What each Keras variable stands for while the model runs."""
+        mapping = [*zip(self.variables, weights.trainable, strict=True)]
+        mapping += zip(self._statistics, weights.non_trainable, strict=True)
+        mapping += zip(self._model.metrics_variables, sums[2:], strict=True)
+        if seed is not None:
+            for i, variable in enumerate(self._seeds):
+                mapping.append((variable, tf.cast(random.fold_in(seed, i), variable.dtype)))
+        return mapping
