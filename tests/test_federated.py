@@ -170,6 +170,8 @@ def wrong_fits():
     yield "none a round", {"clients_per_round": 0}, "from 1 to the 6"
     yield "fraction", {"client_fraction": 0.0}, r"\(0, 1\]"
     yield "two sizes", {"client_fraction": 0.5, "clients_per_round": 2}, "at most one"
+    yield "sampler", {"sampler": 5}, "Expected a sampler"
+    yield "sampler too large", {"sampler": tffed.data.Uniform(7)}, "6 clients"
     yield "rounds", {"rounds": 0}, "`rounds`.*Received: rounds=0"
     yield "initial round", {"rounds": 2, "initial_round": 2}, "less than `rounds`"
     yield "validation freq", {"validation_freq": 0}, "validation_freq"

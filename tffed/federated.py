@@ -186,7 +186,8 @@ class Federated:
 
         Args:
             clients: A `ClientData`, or a dictionary `{client id: (x, y)}`.
-            rounds: Number of the last round, counted like `epochs` in Keras.
+            rounds: Number of the last round, counted like `epochs` in Keras; with
+                `checkpoint_dir`, from the start of the run that is there.
             clients_per_round: Size of each round's cohort, drawn uniformly without replacement.
             client_fraction: The same as a share of the population, rounded, at least one client.
             sampler: A sampler of `tffed.data` instead. By default every client takes part.

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tffed.callbacks import Snapshot
-from tffed.data import Uniform
+from tffed.data import Sampler, Uniform
 from tffed.training import run_rounds
 
 
@@ -158,7 +158,7 @@ def choose_sampler(clients, sampler, clients_per_round, client_fraction):
     """The sampler that the arguments of `fit` ask for; every client by default.
 
     Raises:
-        ValueError: More than one is given, or a number is out of range.
+        ValueError: More than one is given, a number is out of range, or it is no sampler.
     """
     given = {
         name: value
@@ -176,6 +176,11 @@ def choose_sampler(clients, sampler, clients_per_round, client_fraction):
         )
     population = len(clients)
     if sampler is not None:
+        if not isinstance(sampler, Sampler):
+            raise ValueError(
+                "Expected a sampler such as tffed.data.Poisson(0.1). "
+                f"Received: sampler={sampler!r}"
+            )
         return sampler
     if client_fraction is not None:
         if not (isinstance(client_fraction, int | float) and 0 < client_fraction <= 1):
