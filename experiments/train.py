@@ -39,7 +39,7 @@ def main(argv=None):
         )
         _print_files(output.files())
         return
-    devices = startup.start(values.lanes)
+    devices = startup.start()
     try:
         run(values, output, devices)
     except KeyboardInterrupt:

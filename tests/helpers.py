@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tffed import aggregation, optimizers, random
 from tffed.data import from_dict
-from tffed.engines import Embedded
+from tffed.engines.embedded import Embedded
 from tffed.model import from_keras
 from tffed.store import ClientStore
 
@@ -50,7 +50,7 @@ def build(recipe, model, *, client=None, server=None, parts=None):
 def run(algorithm, model, data, cohorts, *, lanes=2, store=None, population=None):
     """Runs one round a cohort; returns the last state and the metrics of each round as floats."""
     clients = from_dict(data) if isinstance(data, dict) else data
-    engine = Embedded(algorithm, lanes=lanes)
+    engine = Embedded(algorithm, lanes=lanes, jit_compile=False)
     state = algorithm.init(model.init(), population or len(clients))
     store = ClientStore() if store is None else store
     history = []

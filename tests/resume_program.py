@@ -22,7 +22,6 @@ ROUNDS = 8
 def main(directory, kill):
     if kill != "none":
         _die_before(*kill.split(":"))
-    tffed.single_threaded_kernels()
     keras.utils.set_random_seed(1)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(240, 6)).astype(np.float32)

@@ -19,8 +19,6 @@ def run(code, **names):
 
 def test_the_first_example_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # The tests' process has started TensorFlow, which the example's first call must precede.
-    monkeypatch.setattr(tffed, "single_threaded_kernels", lambda: None, raising=False)
     found = run(BLOCKS[0])
     assert found["history"].history["val_accuracy"][-1] > 0.8
     assert keras.models.load_model(tmp_path / "global.keras").count_params() == 4810

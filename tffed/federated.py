@@ -9,7 +9,7 @@ from tffed.algorithm import Recipe
 from tffed.callbacks import check_callbacks
 from tffed.checks import as_arrays, as_clients, check_inputs, check_rounds, label_check
 from tffed.data import ClientData
-from tffed.engines import Embedded
+from tffed.engines.embedded import Embedded
 from tffed.evaluation import Evaluator
 from tffed.fitting import (
     LearningRates,
@@ -83,7 +83,8 @@ class Federated:
         aggregator=None,
         batch_norm="average",
         lanes=None,
-        jit_compile=False,
+        jit_compile=True,
+        processes=None,
     ):
         """Sets what trains the model, as `keras.Model.compile` does.
 
@@ -104,8 +105,10 @@ class Federated:
             aggregator: From `tffed.chain`; the mean weighted by examples by default.
             batch_norm: `"average"`, `"local"` or `"freeze"`; see `from_keras`.
             lanes: Clients trained at a time; one a processor by default. The result is the same.
-            jit_compile: Whether to compile local training with XLA where it can be (see `Embedded`
-                and `from_keras`): dense models in batches of one size. Equal up to rounding.
+            jit_compile: Whether to compile local training with XLA where it can be (see
+                `Embedded`): dense models in batches of one size. Equal up to rounding.
+            processes: Whether clients that XLA does not serve train in worker processes; by default
+                those of larger models do (see `Embedded`). Equal up to rounding.
 
         Raises:
             ValueError: Something is missing, contradictory or out of range.
@@ -128,7 +131,6 @@ class Federated:
             class_weight=class_weight,
             batch_norm=batch_norm,
             optimizer=server_optimizer,
-            jit_compile=jit_compile,
         )
         aggregator = chain(mean()) if aggregator is None else aggregator
         if not isinstance(aggregator, Aggregator):
@@ -154,10 +156,15 @@ class Federated:
             "batch_norm": batch_norm,
             "class_weight": class_weight,
             "jit_compile": jit_compile,
+            "processes": processes,
         }
         self._check = label_check(self.model)
         self._engine = Embedded(
-            self._algorithm, lanes=lanes, check=self._check, jit_compile=jit_compile
+            self._algorithm,
+            lanes=lanes,
+            check=self._check,
+            jit_compile=jit_compile,
+            processes=processes,
         )
         self._evaluator = Evaluator(model)
         self.state = self.store = None

@@ -160,11 +160,12 @@ _INDEPENDENT = (
 
 
 def independent_examples(model):
-    """Whether masked padding leaves a model's loss and gradient exact, and XLA serves it well.
+    """Whether masked padding leaves a model's loss, gradient and metrics exact, and XLA serves it.
 
-    True for Sequential and functional models of Keras's own dense, embedding and elementwise
-    layers, without regularizers, Keras masks or an overridden loss. Not for convolutions: XLA's
-    gradient of one inside a loop is an order of magnitude slower on a CPU.
+    True for Sequential and functional models of one output, of Keras's own dense, embedding and
+    elementwise layers, without regularizers, Keras masks, weighted metrics or overridden methods.
+    Not for convolutions: XLA's gradient of one inside a loop is an order of magnitude slower on a
+    CPU.
     """
     known = all(
         type(layer).__module__.startswith("keras.")
@@ -176,4 +177,14 @@ def independent_examples(model):
         getattr(loss, "reduction", "sum_over_batch_size") in ("sum_over_batch_size", "mean")
         for loss in tf.nest.flatten(model.loss)
     )
-    return known and means and not model.losses
+    compiled = getattr(model, "_compile_metrics", None)
+    weighted = compiled is not None and compiled._user_weighted_metrics
+    return known and means and len(model.outputs) == 1 and not weighted and not model.losses
+
+
+def update_masked_metrics(model, y, y_pred, mask):
+    """Updates the unweighted metrics of a one-output model with the rows that count."""
+    (y,), (y_pred,) = tf.nest.flatten(y), tf.nest.flatten(y_pred)
+    for compiled in model.metrics:
+        for metric in getattr(compiled, "metrics", ()):
+            metric.update_state(y, y_pred, mask)

@@ -17,6 +17,7 @@ from tffed.keras_model import (
     metrics_builder,
     seeds_of,
     statistics_of,
+    update_masked_metrics,
 )
 
 
@@ -75,7 +76,6 @@ def from_keras(
     class_weight=None,
     batch_norm="average",
     optimizer=None,
-    jit_compile=False,
 ) -> FunctionalModel:
     """Reads a built Keras model as pure functions of its weights.
 
@@ -102,9 +102,6 @@ def from_keras(
         weighted_metrics: As in `keras.Model.compile`.
         class_weight: `{class: weight}`, as in `keras.Model.fit`.
         batch_norm: One of `"average"`, `"local"`, `"freeze"`.
-        jit_compile: Whether the model shall be ready for XLA, which needs batches of one size:
-            where its examples are independent, `metrics` are compiled as weighted ones so that
-            padding can be masked. `maskable` tells.
         optimizer: What `model.optimizer` becomes; by default it stays.
 
     Returns:
@@ -125,11 +122,8 @@ def from_keras(
             "Expected a model with trainable weights; all its layers are frozen. Received: "
             f"model={model.name!r}. Set `layer.trainable = True` on what is to be trained."
         )
-    masked = bool(jit_compile and loss is not None and metrics and not weighted_metrics)
-    if masked:
-        metrics, weighted_metrics = None, metrics
     compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimizer)
-    parts = _Functions(model, class_weight, masked)
+    parts = _Functions(model, class_weight)
     return FunctionalModel(
         init=parts.init,
         grad=parts.grad,
@@ -139,17 +133,16 @@ def from_keras(
         assign=parts.assign,
         variables=parts.variables,
         local_statistics=batch_norm == "local",
-        maskable=jit_compile and loss is not None and not metrics and independent_examples(model),
+        maskable=independent_examples(model),
     )
 
 
 class _Functions:
     """The functions of a `FunctionalModel`, over what they all read off the Keras model."""
 
-    def __init__(self, model, class_weight, masked_metrics):
+    def __init__(self, model, class_weight):
         self.variables = list(model.trainable_variables)
         self._model = model
-        self._masked_metrics = masked_metrics
         self._statistics = statistics_of(model)
         self._seeds = seeds_of(model)
         self._scale = loss_scale(model)
@@ -206,8 +199,10 @@ class _Functions:
         with keras.StatelessScope(self._mapping(weights, seed, sums), collect_losses=True) as scope:
             y_pred = model(x, training=training)
             value = model.compute_loss(x, y, y_pred, sample_weight, training=training)
-            weight = mask if self._masked_metrics else sample_weight
-            model.compute_metrics(x, y, y_pred, weight)
+            if mask is None:
+                model.compute_metrics(x, y, y_pred, sample_weight)
+            else:
+                update_masked_metrics(model, y, y_pred, mask)
         if mask is not None:  # Keras has divided by all rows
             value *= tf.cast(tf.math.divide_no_nan(rows, count), value.dtype)
         total = (sums[0] + tf.cast(value, tf.float32) * count, sums[1] + count)

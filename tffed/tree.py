@@ -60,3 +60,32 @@ def nbytes(nest):
 def spec(nest):
     """The `tf.TensorSpec` of each leaf."""
     return map(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), nest)
+
+
+def pack(nest, batched=False):
+    """The leaves of each dtype laid out one after the other: one vector a dtype.
+
+    Args:
+        nest: Tensors of static shapes.
+        batched: Whether the leaves have a leading dimension in common, which is kept.
+
+    Returns:
+        A tuple of tensors `[values]`, or `[batch, values]` if `batched`.
+    """
+    parts = {}
+    for leaf in tf.nest.flatten(nest):
+        shape = [-1, math.prod(leaf.shape[1:])] if batched else [-1]
+        parts.setdefault(leaf.dtype, []).append(tf.reshape(leaf, shape))
+    return tuple(tf.concat(leaves, -1) for leaves in parts.values())
+
+
+def unpack(vectors, like, batched=False):
+    """The nest of structure and shapes `like` whose `pack` gives these vectors."""
+    leaves = tf.nest.flatten(like)
+    sizes = {}
+    for leaf in leaves:
+        sizes.setdefault(leaf.dtype, []).append(math.prod(leaf.shape))
+    parts = {v.dtype: iter(tf.split(v, sizes[v.dtype], -1)) for v in vectors}
+    head = [-1] if batched else []
+    found = [tf.reshape(next(parts[leaf.dtype]), [*head, *leaf.shape]) for leaf in leaves]
+    return tf.nest.pack_sequence_as(like, found)

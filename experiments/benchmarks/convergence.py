@@ -82,7 +82,7 @@ def _federated(program, flagfile, folder, values):
 def _centralised(arguments):
     """Test accuracy of the same model trained on all data, by as many examples as a round has."""
     values = flags.parse(arguments)
-    startup.start(values.lanes)
+    startup.start()
     import keras
 
     keras.utils.set_random_seed(values.seed)

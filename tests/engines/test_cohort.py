@@ -27,7 +27,7 @@ def test_without_sizes_chunks_are_consecutive(count):
     parts = chunks(count)
     assert positions(parts) == list(range(count))
     assert all(1 <= len(part) <= 8 for part in parts)
-    assert len(parts) >= min(count, 8)
+    assert len(parts) >= min(count, 4) and (len(parts) < 4 or len(parts) % 4 == 0)
     assert not parts or max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -41,7 +41,7 @@ def test_with_sizes_every_client_is_in_one_chunk_in_cohort_order(sizes):
     parts = chunks(len(sizes), np.array(sizes, np.int64))
     assert sorted(positions(parts)) == list(range(len(sizes)))
     assert all(list(part) == sorted(part) and 1 <= len(part) <= 8 for part in parts)
-    assert len(parts) >= min(len(sizes), 8)
+    assert len(parts) >= min(len(sizes), 4)
     work = loads(parts, sizes)
     assert work == sorted(work, reverse=True)
 
@@ -56,8 +56,9 @@ def test_chunks_depend_on_the_sizes_alone(sizes):
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=8))
 def test_a_small_cohort_has_a_chunk_a_client(sizes):
-    assert sorted(map(len, chunks(len(sizes), sizes))) == [1] * len(sizes)
-    assert loads(chunks(len(sizes), sizes), sizes) == sorted(sizes, reverse=True)
+    parts = chunks(len(sizes), sizes, multiple=8)
+    assert [len(part) for part in parts] == [1] * len(sizes)
+    assert loads(parts, sizes) == sorted(sizes, reverse=True)
 
 
 @settings(deadline=None)
@@ -67,7 +68,7 @@ def test_work_is_balanced(sizes):
     # chunks with room, so without it the chunk holds no more than each of those does at the end.
     parts = chunks(len(sizes), sizes)
     work = loads(parts, sizes)
-    room = -(-len(sizes) // max(8, -(-len(sizes) // 8)))
+    room = -(-len(sizes) // len(parts))
     fullest = int(np.argmax(work))
     least = min(sizes[p] for p in parts[fullest])
     open_loads = [w for w, part in zip(work, parts, strict=True) if len(part) < room]
@@ -77,6 +78,6 @@ def test_work_is_balanced(sizes):
 
 def test_largest_first_beats_the_order_of_the_cohort():
     sizes = [1000, 900, 800] + [50] * 21
-    balanced = loads(chunks(len(sizes), sizes), sizes)
-    consecutive = loads(chunks(len(sizes)), sizes)
+    balanced = loads(chunks(len(sizes), sizes, multiple=8), sizes)
+    consecutive = loads(chunks(len(sizes), multiple=8), sizes)
     assert max(consecutive) == 2700 and max(balanced) <= 1100

@@ -22,8 +22,8 @@ from tffed.aggregation import adaptive_clip, mean, median
 from tffed.algorithm import server_seed
 from tffed.algorithms import fed_avg, fed_sgd, scaffold
 from tffed.data import from_dict, from_function
-from tffed.engines import Embedded
 from tffed.engines.cohort import chunks
+from tffed.engines.embedded import Embedded
 from tffed.local import LocalData
 from tffed.model import from_keras
 from tffed.serialize import pack, unpack
@@ -199,18 +199,18 @@ def test_lazy_clients_give_what_resident_ones_give():
 
 
 def test_an_engine_goes_from_one_federation_to_another():
-    model, data = softmax_regression(), make_clients(SIZES)
+    model = softmax_regression()
+    data, other = (from_dict(make_clients(SIZES, seed=seed)) for seed in (0, 9))
     algorithm = build(fed_avg(batch_size=4), model, client=SGD(0.2))
-    other = make_clients(SIZES, seed=9)
-    engine, states = Embedded(algorithm, lanes=2), []
-    for clients in (from_dict(data), from_dict(other), from_dict(data)):
-        state = algorithm.init(model.init(), 12)
-        state, _ = engine.run_round(
-            state, clients, [1, 2], seed=random.seed(SEED), store=ClientStore()
-        )
-        states.append(state)
+
+    def first_round(engine, clients):
+        state, seed = algorithm.init(model.init(), 12), random.seed(SEED)
+        return engine.run_round(state, clients, [1, 2], seed=seed, store=ClientStore())[0]
+
+    engine = Embedded(algorithm, lanes=2)
+    states = [first_round(engine, clients) for clients in (data, other, data)]
     assert_same_bits(states[2], states[0])
-    assert_same_bits(states[1], run(algorithm, model, other, [[1, 2]])[0])
+    assert_same_bits(states[1], first_round(Embedded(algorithm, lanes=2), other))
     assert differs(states[0].weights.trainable, states[1].weights.trainable, 1e-3)
 
 

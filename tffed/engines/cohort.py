@@ -2,27 +2,28 @@
 
 import numpy as np
 
-_LEAST_CHUNKS = 8
 MOST_CLIENTS = 8
 
 
-def chunks(count, sizes=None):
+def chunks(count, sizes=None, multiple=4):
     """Cuts positions 0 … count - 1 of a cohort into chunks of work.
 
-    There are enough chunks to keep eight lanes busy, and never more than eight clients in one, so
-    that memory does not grow with the cohort. With sizes, clients go largest first to the chunk
-    that has the fewest examples and room, and the largest chunks come first; without, chunks are
-    consecutive. Inside a chunk clients keep the order of the cohort. Sums follow this order, so
-    they are the same bits for any number of lanes.
+    There are as many chunks as clients up to `multiple`, then a multiple of it, so that lanes have
+    equal shares, and never more than eight clients in one, so that memory does not grow with the
+    cohort. With sizes, clients go largest first to the chunk that has the fewest examples and room,
+    and the largest chunks come first; without, chunks are consecutive. Inside a chunk clients keep
+    the order of the cohort. Sums follow this order, so they are the same bits for any number of
+    lanes.
 
     Args:
         count: Number of clients.
         sizes: Their numbers of examples, or None where those are not known cheaply.
+        multiple: For how many lanes at least there shall be work. More chunks cost more calls.
 
     Returns:
         A list of int arrays of positions.
     """
-    number = max(min(count, _LEAST_CHUNKS), -(-count // MOST_CLIENTS))
+    number = min(count, multiple * -(-count // (multiple * MOST_CLIENTS)))
     if sizes is None:
         return [part for part in np.array_split(np.arange(count), number or 1) if len(part)]
     room = -(-count // number) if number else 0

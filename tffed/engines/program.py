@@ -1,11 +1,13 @@
 """The compiled parts of a round: a chunk of clients, and the server's step."""
 
+import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from tffed import random, tree
+from tffed.algorithm import server_seed
 from tffed.engines.cohort import MOST_CLIENTS
 from tffed.local import LocalData
 
@@ -13,21 +15,26 @@ from tffed.local import LocalData
 class Program(NamedTuple):
     """What an algorithm compiles to, for one kind of data.
 
+    Reports leave a chunk packed, one vector a dtype (see `tree.pack`), so that adding two of them
+    is one operation, whatever the number of layers.
+
     Attributes:
         chunk: `(bc, arrays, rows, sizes, clients, keys, states, seed) -> (reports, new states)`.
-        finish: `(state, total, seed) -> (state, metrics)`.
-        report: The `tf.TensorSpec`s of one client's report.
+        finish: `(state, reports, seed) -> (state, metrics)`.
+        nothing: The packed reports of no clients.
         bytes_up: Bytes of one client's message.
         bytes_down: Bytes of the broadcast to one client.
         capacity: Rows that each client is padded to, or None: rows come one client after the other.
+        remote: Whether `chunk` runs in another process, which holds no arrays of its own.
     """
 
     chunk: Callable
     finish: Callable
-    report: Any
+    nothing: tuple
     bytes_up: int
     bytes_down: int
     capacity: int | None
+    remote: bool = False
 
 
 def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
@@ -35,13 +42,15 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
 
     Args:
         algorithm: The `Algorithm`.
-        state: A `ServerState`.
-        bc: A broadcast.
-        client_state: One client's state.
+        state: A `ServerState`, or its specs.
+        bc: The specs of a broadcast.
+        client_state: The specs of one client's state.
         arrays: The `tf.TensorSpec`s of the clients' arrays.
         capacity: The most examples of a client, to compile the chunk with XLA, which needs static
             shapes; None: the chunk is a graph, for clients of any size.
     """
+    if capacity is not None:
+        _one_thread_a_product()
     # Not inlined: the graph optimiser would join multiplications across the wire, and the bits
     # would differ from those of a message that really travelled. (XLA does inline it.)
     report = tf.function(
@@ -60,16 +69,16 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
     number, pair = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
     rows = tf.TensorSpec([capacity], tf.int32)
     like, _ = one.get_concrete_function(
-        tree.spec(bc), arrays, rows, number, pair, tree.spec(client_state), pair
+        bc, arrays, rows, number, pair, client_state, pair
     ).structured_outputs
-    like = tree.spec(like)
+    like, collect = tree.spec(like), algorithm.collect
     most = None if capacity is None else MOST_CLIENTS
     chunk = tf.function(
-        _chunk(one, like, algorithm.collect, padded=capacity is not None),
+        _chunk(one, like, collect, padded=capacity is not None),
         autograph=False,
         jit_compile=capacity is not None,
     ).get_concrete_function(
-        tree.spec(bc),
+        bc,
         arrays,
         tf.TensorSpec([None] if capacity is None else [most, capacity], tf.int32),
         tf.TensorSpec([most], tf.int32),
@@ -78,10 +87,26 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
         _stacked(client_state, most),
         pair,
     )
-    finish = tf.function(algorithm.finish, autograph=False).get_concrete_function(
-        tree.spec(state), _stacked(like) if algorithm.collect else like, pair
-    )
-    return Program(chunk, finish, like, sent[0], tree.nbytes(tree.spec(bc)), capacity)
+    nothing = tree.pack(tree.zeros_like(_stacked(like, 0) if collect else like), collect)
+
+    @tf.function(autograph=False)
+    def finish(state, packed, seed):
+        total = tree.unpack(packed, like, collect)
+        return algorithm.finish(state, total, server_seed(seed, state.round))
+
+    vectors = tree.map(lambda v: tf.TensorSpec([None] * collect + v.shape[-1:], v.dtype), nothing)
+    finish = finish.get_concrete_function(tree.spec(state), vectors, pair)
+    return Program(chunk, finish, nothing, sent[0], tree.nbytes(bc), capacity)
+
+
+def _one_thread_a_product():
+    """Keeps XLA's matrix products on one thread each: lanes contend less, and the bits stay alike.
+
+    XLA reads its flags once, when a process first compiles with it; after that this does nothing.
+    """
+    flag, flags = "--xla_cpu_multi_thread_eigen", os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}=false".strip()
 
 
 def _stacked(nest, count=None):
@@ -91,8 +116,8 @@ def _stacked(nest, count=None):
 def _chunk(one, like, collect, padded):
     """The function that trains the clients of a chunk one after the other.
 
-    Reports are added, or stacked if `collect`. Rows are `[clients, capacity]` if `padded`, else
-    those of one client after the other.
+    Reports are added, or stacked if `collect`, and packed. Rows are `[clients, capacity]` if
+    `padded`, else those of one client after the other.
     """
 
     def chunk(bc, arrays, rows, sizes, clients, keys, states, seed):
@@ -121,7 +146,8 @@ def _chunk(one, like, collect, padded):
             parallel_iterations=1,
         )
         if collect:
-            total = tf.nest.pack_sequence_as(like, [a.stack() for a in total])
-        return total, tf.nest.pack_sequence_as(states, [a.stack() for a in out])
+            total = [a.stack() for a in total]
+        packed = tree.pack(total, batched=collect)
+        return packed, tf.nest.pack_sequence_as(states, [a.stack() for a in out])
 
     return chunk
