@@ -65,7 +65,7 @@ def main(argv=None):
     settings = {
         "clients": _CLIENTS, "clients_per_round": _COHORT, "local_epochs": 1, **_TRAINING,
         "seed": values.seed, "processors": os.cpu_count(), "machine": platform.platform(),
-        "data": source.origin, "accuracy_after_rounds": _ACCURACY_AFTER,
+        "data": source.origin,
     }
     peer_report.write(folder, settings, found)
     print(f"Written to {folder}: peers.json, peers.png, and what each peer printed as PEER.log")
@@ -74,8 +74,8 @@ def main(argv=None):
 def _parse(argv):
     values = absl_flags.FlagValues()
     common = {"flag_values": values, "module_name": "peers"}
-    absl_flags.DEFINE_multi_enum("peers", list(PEERS), list(PEERS), "Which.", **common)
-    absl_flags.DEFINE_multi_enum("models", list(_SHAPES), list(_SHAPES), "Which.", **common)
+    absl_flags.DEFINE_multi_enum("peers", list(PEERS), list(PEERS), "A peer.", **common)
+    absl_flags.DEFINE_multi_enum("models", list(_SHAPES), list(_SHAPES), "A model.", **common)
     positive = {"lower_bound": 1, **common}
     absl_flags.DEFINE_integer("rounds_2nn", 18, "Rounds of the median, 2NN.", **positive)
     absl_flags.DEFINE_integer("rounds_cnn", 8, "Rounds of the median, CNN.", **positive)
@@ -179,11 +179,11 @@ def measure(model, path, interpreters, folder, rounds, warmup):
     def turn(name):
         result = results[name]
         result["rounds"].append(workers[name].ask("round")["seconds"])
-        number = len(result["rounds"])
-        if number == min(rounds, _ACCURACY_AFTER):
-            result["accuracy"] = _accuracy(workers[name].ask("evaluate"), 2 * len(_SHAPES[model]))
-        if number == rounds:
+        if len(result["rounds"]) == min(rounds, _ACCURACY_AFTER):
+            result["tested_after"] = len(result["rounds"])
+            # Memory comes first: testing takes some too.
             result["megabytes"] = workers[name].ask("memory")["megabytes"]
+            result["accuracy"] = _accuracy(workers[name].ask("evaluate"), 2 * len(_SHAPES[model]))
 
     try:
         for step in (start, *[turn] * rounds):
