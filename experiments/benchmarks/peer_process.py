@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from experiments.benchmarks.peer_environments import NotMeasured
 _ROOT = Path(__file__).parents[2]
 # Enough for all rounds of the slowest peer in one answer.
 _PATIENCE = 1800
+_FAREWELL = 60  # for what has ended its work or failed
 
 
 class Worker:
@@ -70,19 +72,26 @@ class Worker:
         timer.cancel()
         if line:
             return json.loads(line)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_FAREWELL)
         self._kill()
         code = self._process.wait()
         if late.is_set():
             raise NotMeasured(f"It gave no answer in {self._patience} seconds. See {self._log}.")
+        raise NotMeasured(f"It ended with status {code}: {self._last_words()}. See {self._log}.")
+
+    def _last_words(self):
+        """The last line of the log that names an exception, or just the last one."""
         lines = self._log.read_text(errors="replace").strip().splitlines() or ["no message"]
-        raise NotMeasured(f"It ended with status {code}: {lines[-1].strip()}. See {self._log}.")
+        named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+        return (named or lines)[-1].strip().rstrip(".:")
 
     def close(self):
         """Ends the worker and what it has started."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(60)
+            self._process.wait(_FAREWELL)
         self._kill()
         self._process.wait()
         self._process.stdout.close()

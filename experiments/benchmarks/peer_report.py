@@ -43,7 +43,7 @@ def table(model, results):
     rows = [_COLUMNS, *(_row(result) for result in results)]
     widths = [max(len(row[i]) for row in rows if len(row) > i + 1 or i == 0) for i in range(6)]
     widths.append(max(len(row[-1]) for row in rows if len(row) == len(_COLUMNS)))
-    lines = [f"{model}, seconds a round"]
+    lines = [f"{model.upper()}, seconds a round"]
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         if len(row) == len(_COLUMNS):
@@ -93,7 +93,7 @@ def _draw(results, path):
         bars = axes.barh([r["peer"] for r in rows], medians, xerr=spread, color=colours)
         axes.bar_label(bars, [f"{m:.3g} s" for m in medians], padding=6)
         axes.set_xlim(0, 1.25 * max(medians, default=1))
-        axes.set_title(model)
+        axes.set_title(model.upper())
         axes.set_xlabel("Seconds a round: median, quartiles")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

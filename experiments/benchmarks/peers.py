@@ -68,7 +68,7 @@ def main(argv=None):
         "data": source.origin,
     }
     peer_report.write(folder, settings, found)
-    print(f"Written to {folder}: peers.json, peers.png, and what each peer printed as PEER.log")
+    print(f"Written to {folder}: peers.json, peers.png and the peers' logs")
 
 
 def _parse(argv):

@@ -116,7 +116,7 @@ def test_peers_take_turns_and_what_cannot_be_measured_says_why(tmp_path, monkeyp
     for name, seconds, moved in (("tffed", 0.5, 6), ("pfl", 2.0, 6), ("tff", 1.0, 2)):
         code = FAKE.format(name=name, turns=str(turns), seconds=seconds, moved=moved)
         (tmp_path / f"{name}_worker.py").write_text(code)
-    (tmp_path / "fedjax_worker.py").write_text("raise OSError('no such thing')")
+    (tmp_path / "fedjax_worker.py").write_text("raise OSError('no such thing\\n second line')")
     interpreters = dict.fromkeys(("tffed", "pfl", "TFF", "FedJAX"), sys.executable)
     interpreters["Flower"] = NotMeasured("Could not install it.")
     found = peers.measure("2nn", tmp_path / "none.npz", interpreters, tmp_path, 3, 1)
@@ -124,7 +124,7 @@ def test_peers_take_turns_and_what_cannot_be_measured_says_why(tmp_path, monkeyp
     assert (ours["median"], ours["ratio"], pfl["ratio"]) == (0.5, 1.0, 0.25)
     assert ours["rounds"] == [0.5] * 3 and ours["accuracy"] == 0.8 and ours["megabytes"] == 9
     assert "2 that have changed" in tff["reason"]
-    assert "OSError: no such thing" in fedjax["reason"]
+    assert "status 1: OSError: no such thing." in fedjax["reason"]
     assert flower["reason"] == "Could not install it."
     asked = [line.split() for line in turns.read_text().splitlines()]
     rounds = [name for name, command in asked if command == "round"]
@@ -152,7 +152,7 @@ def test_table_has_medians_quartiles_and_ratios_of_the_later_rounds():
         {"peer": "pfl", "reason": "no network"},
     ])
     assert peer_report.table("2nn", results).splitlines() == [
-        "2nn, seconds a round",
+        "2NN, seconds a round",
         "        first round  median       quartiles  tffed / peer  accuracy  peak memory",
         "tffed          3.00   0.300  0.200 to 0.400          1.00     0.796     1,234 MB",
         "FedJAX         5.00   0.600  0.600 to 0.600          0.50     0.796     1,234 MB",

@@ -7,7 +7,6 @@ import tensorflow_federated as tff
 
 class Peer(peer_protocol.KerasEvaluation):
     def __init__(self, federation):
-        self.model = peer_protocol.keras_model(tf.keras, federation)
         self.datasets = [
             tf.data.Dataset.from_tensor_slices(pair)
             .shuffle(len(pair[1]), seed=federation.seed)
@@ -32,6 +31,11 @@ class Peer(peer_protocol.KerasEvaluation):
 
     def round(self, cohort):
         self.state = self.process.next(self.state, [self.datasets[i] for i in cohort]).state
+
+    def accuracy(self, federation):
+        """Keras 2 turns models invalid that were there when TFF built one in a graph of its own."""
+        self.model = peer_protocol.keras_model(tf.keras, federation)
+        return super().accuracy(federation)
 
     def weights(self):
         return list(self.process.get_model_weights(self.state).trainable)
