@@ -164,41 +164,58 @@ def measure(model, path, interpreters, folder, rounds, warmup):
     Returns:
         A result a peer; see `peer_report`.
     """
-    results = {name: {"peer": name, "warmup": warmup, "rounds": []} for name in interpreters}
-    workers = {}
+    race = _Race(model, path, interpreters, folder, rounds, warmup)
+    try:
+        race.each(race.start)
+        for number in range(1, rounds + 1):
+            race.each(race.turn)
+            print(f"{model}: {number} of {rounds} rounds", flush=True)
+    finally:
+        for worker in race.workers.values():
+            worker.close()
+    return list(race.results.values())
 
-    def start(name):
-        if isinstance(interpreters[name], NotMeasured):
-            raise interpreters[name]
-        log = folder / f"{PEERS[name]}_{model}.log"
-        workers[name] = Worker(
-            interpreters[name], WORKERS / f"{PEERS[name]}_worker.py", path, log
-        )
-        results[name]["versions"] = workers[name].versions
 
-    def turn(name):
-        result = results[name]
-        result["rounds"].append(workers[name].ask("round")["seconds"])
-        if len(result["rounds"]) == min(rounds, _ACCURACY_AFTER):
+class _Race:
+    """The peers' workers and results on one model; arguments as `measure` has them."""
+
+    def __init__(self, model, path, interpreters, folder, rounds, warmup):
+        self.model, self.path, self.folder = model, path, folder
+        self.interpreters, self.rounds = interpreters, rounds
+        self.results = {n: {"peer": n, "warmup": warmup, "rounds": []} for n in interpreters}
+        self.workers = {}
+
+    def each(self, step):
+        """Takes a step with each peer that is still measured, one after another."""
+        for name in self.interpreters:
+            if "reason" in self.results[name]:
+                continue
+            try:
+                step(name)
+            except NotMeasured as reason:
+                print(f"{name} is not measured. {reason}", flush=True)
+                self.results[name] = {"peer": name, "reason": str(reason)}
+                if name in self.workers:
+                    self.workers.pop(name).close()
+
+    def start(self, name):
+        if isinstance(self.interpreters[name], NotMeasured):
+            raise self.interpreters[name]
+        script = WORKERS / f"{PEERS[name]}_worker.py"
+        log = self.folder / f"{PEERS[name]}_{self.model}.log"
+        self.workers[name] = Worker(self.interpreters[name], script, self.path, log)
+        self.results[name]["versions"] = self.workers[name].versions
+
+    def turn(self, name):
+        """Runs a round, and measures memory and accuracy after the tenth."""
+        result, worker = self.results[name], self.workers[name]
+        result["rounds"].append(worker.ask("round")["seconds"])
+        if len(result["rounds"]) == min(self.rounds, _ACCURACY_AFTER):
             result["tested_after"] = len(result["rounds"])
             # Memory comes first: testing takes some too.
-            result["megabytes"] = workers[name].ask("memory")["megabytes"]
-            result["accuracy"] = _accuracy(workers[name].ask("evaluate"), 2 * len(_SHAPES[model]))
-
-    try:
-        for step in (start, *[turn] * rounds):
-            for name in [n for n in results if step is start or n in workers]:
-                try:
-                    step(name)
-                except NotMeasured as reason:
-                    print(f"{name} is not measured. {reason}", flush=True)
-                    results[name] = {"peer": name, "reason": str(reason)}
-                    if name in workers:
-                        workers.pop(name).close()
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return list(results.values())
+            result["megabytes"] = worker.ask("memory")["megabytes"]
+            arrays = 2 * len(_SHAPES[self.model])
+            result["accuracy"] = _accuracy(worker.ask("evaluate"), arrays)
 
 
 def _accuracy(answer, arrays):

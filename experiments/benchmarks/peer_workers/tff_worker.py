@@ -25,6 +25,8 @@ class Peer(peer_protocol.KerasEvaluation):
             model_fn,
             client_optimizer_fn=tff.learning.optimizers.build_sgdm(federation.learning_rate),
             server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
+            # The faster of the two, by a quarter with the 2NN.
+            loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR,
         )
         start = tff.learning.models.ModelWeights(federation.weights, [])
         self.state = self.process.set_model_weights(self.process.initialize(), start)
