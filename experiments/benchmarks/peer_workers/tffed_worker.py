@@ -9,7 +9,6 @@ import tffed
 
 class Peer(peer_protocol.KerasEvaluation):
     def __init__(self, federation):
-        tffed.single_threaded_kernels()
         keras.utils.set_random_seed(federation.seed)
         count, examples = federation.y.shape
         self.clients = tffed.data.partition(
