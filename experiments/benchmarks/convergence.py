@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 from experiments import builders, flags, results, startup, train
+from experiments.benchmarks import machine
 
 _RUNS = {"IID": "fashion_2nn_fedavg_iid", "shards": "fashion_2nn_fedavg_shards"}
 _CENTRAL = "centralised"
@@ -28,7 +29,7 @@ _COLOURS = {"IID": "#1f77b4", "shards": "#c0392b", _CENTRAL: "#555555"}
 def main(argv=None):
     """Runs the three trainings and writes the comparison."""
     argv = sys.argv if argv is None else argv
-    values = _parse(argv)
+    values = machine.parse(argv, "convergence", __doc__, _define)
     folder = Path(values.output_dir)
     curves = {}
     for name, flagfile in _RUNS.items():
@@ -42,23 +43,11 @@ def main(argv=None):
     print(f"\n{table}\nWritten to {folder}: convergence.csv, convergence.png, convergence.md")
 
 
-def _parse(argv):
-    values = absl_flags.FlagValues()
-    common = {"flag_values": values, "module_name": "convergence"}
+def _define(common):
     absl_flags.DEFINE_integer("rounds", 100, "Number of rounds.", lower_bound=1, **common)
     absl_flags.DEFINE_integer("seed", 0, "Seed of everything.", lower_bound=0, **common)
     absl_flags.DEFINE_string("output_dir", "runs/convergence", "Where results go.", **common)
     absl_flags.DEFINE_string("data_path", None, "Folder or npz file of Fashion-MNIST.", **common)
-    if any(a in ("--help", "-h") for a in argv[1:]):
-        print(f"{__doc__}\n{values.get_help()}")
-        sys.exit(0)
-    try:
-        left = values(argv)[1:]
-    except absl_flags.Error as error:
-        sys.exit(f"error: {error}")
-    if left:
-        sys.exit(f"error: Expected flags only. Received: {' '.join(left)}")
-    return values
 
 
 def _flags(program, flagfile, folder, values):

@@ -9,13 +9,12 @@ reading them does not hide what a round takes; the memory before the first round
 """
 
 import json
-import resource
-import subprocess
 import sys
 
 import numpy as np
 
 from experiments import startup
+from experiments.benchmarks import machine
 
 _POPULATION, _EXAMPLES, _ROUNDS = 1000, 20, 3
 _COHORTS = (10, 1000)
@@ -30,9 +29,7 @@ def main(argv=None):
     peaks = []
     print("| clients per round | before the first round, MB | peak, MB |\n|---|---|---|")
     for cohort in _COHORTS:
-        command = [sys.executable, "-m", "experiments.benchmarks.memory", str(cohort)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        before, peak = json.loads(done.stdout.splitlines()[-1])
+        before, peak = machine.in_process("experiments.benchmarks.memory", cohort)
         peaks.append(peak)
         print(f"| {cohort:,} | {before:.0f} | {peak:.0f} |", flush=True)
     few, many = _COHORTS
@@ -57,15 +54,9 @@ def measure(cohort):
     federated = tffed.Federated(model, tffed.fed_avg(local_epochs=1, batch_size=10), seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     federated.compile(keras.optimizers.SGD(0.1), loss=loss)
-    before = _peak()
+    before = machine.peak_memory()
     federated.fit(clients, rounds=_ROUNDS, clients_per_round=cohort, verbose=0)
-    return before, _peak()
-
-
-def _peak():
-    """The largest resident memory that this process has had, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return before, machine.peak_memory()
 
 
 if __name__ == "__main__":
