@@ -186,6 +186,7 @@ def draw(records, growth, path, title=""):
     _draw_shell(shell, full, growth)
     _draw_first(first, full)
     figure.suptitle(title, fontsize="medium", color="#555555")
+    figure.legend(*_legend(floors), loc="outside lower left", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 
@@ -204,21 +205,28 @@ def _draw_floors(axes, records):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
     _finish(axes, [label(r) for r in records], "Round / floor", "Ratio of seconds")
-    axes.plot([], [], color=_COLOURS["target"], lw=2, label="target")
-    axes.legend(frameon=False, fontsize="small", loc="best")
+
+
+def _legend(axes):
+    """Handles and labels, each once, of the bars and the targets."""
+    found = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    return list(found.values()), list(found)
 
 
 def _draw_shell(axes, records, growth):
     places = [(label(r), r["ratios"]["fit/functional"], "fit", SHELL_TARGET)
               for r in records if "fit/functional" in r["ratios"]]
     places += [
-        ("{}, {:,} over {:,}\ntime per client".format(g["workload"], *g["clients"][::-1]),
+        ("{}, {:,} / {:,},\ntime per client".format(g["workload"], *g["clients"][::-1]),
          g["ratio"], "growth", GROWTH_TARGET)
         for g in growth
     ]
     for k, (_, found, name, target) in enumerate(places):
-        _bars(axes, [k], [found], name, 0.5, digits=3)
+        low, high = found["quartiles"]
+        axes.plot([low, high], [k, k], color="#333333", lw=1)
+        axes.plot(found["paired"], k, "o", color=_COLOURS[name])
         _target(axes, target, k, 0.35)
+        _value(axes, k, f"{found['paired']:.3f}")
     axes.axvline(1, color="#555555", lw=0.8, ls=":")
     _finish(axes, [name for name, *_ in places], "fit / functional", "Ratio of seconds")
 
@@ -228,35 +236,38 @@ def _draw_first(axes, records):
     values = [max(0, r["first_extra"]) for r in shown]
     axes.barh(range(len(shown)), values, 0.5, color=_COLOURS["fit"])
     for k, (record, value) in enumerate(zip(shown, values, strict=True)):
-        axes.annotate(f" {value:.1f}", (value, k), va="center", fontsize="small")
+        _value(axes, k, f"{value:.1f} s")
         if record["workload"] == "cnn":
             _target(axes, FIRST_TARGET, k, 0.35)
-    axes.margins(x=0.15)
     _finish(axes, [label(r) for r in shown], "First round of fit", "Seconds beyond a later round")
 
 
-def _bars(axes, at, ratios, name, height, digits=2):
+def _bars(axes, at, ratios, name, height):
     middles = np.array([r["paired"] for r in ratios])
     low, high = np.array([r["quartiles"] for r in ratios]).reshape(-1, 2).T
     axes.barh(
         at, middles, height, color=_COLOURS[name], label=name, xerr=(middles - low, high - middles),
         error_kw={"lw": 1, "ecolor": "#333333"},
     )
-    for place, middle, end in zip(at, middles, high, strict=True):
-        axes.annotate(
-            f"{middle:.{digits}f}", (end, place), (4, 0), textcoords="offset points", va="center",
-            fontsize="small",
-        )
-    axes.margins(x=0.18)
+    for place, middle in zip(at, middles, strict=True):
+        _value(axes, place, f"{middle:.2f}")
+
+
+def _value(axes, place, text):
+    """Writes a value at the right edge, where no bar and no target is."""
+    axes.text(
+        1.01, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize="small"
+    )
 
 
 def _target(axes, value, place, reach):
-    axes.plot([value, value], [place - reach, place + reach], color=_COLOURS["target"], lw=2)
+    ends = [place - reach, place + reach]
+    axes.plot([value, value], ends, color=_COLOURS["target"], lw=2, label="target")
 
 
 def _finish(axes, names, title, words):
     axes.set_yticks(range(len(names)), names, fontsize="small")
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(names), 2) - 0.5, -0.5)
     axes.set_title(title)
     axes.set_xlabel(words)
     axes.grid(alpha=0.3, axis="x")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # MovieLens small: percentiles of the ratings a user gave, and the numbers of users and films.
-_RATINGS = {0: 20, 10: 24, 25: 37, 50: 71, 75: 161, 90: 323, 100: 2391}
+_RATINGS = {0: 20, 10: 24, 25: 37, 50: 71, 75: 161, 90: 323, 95: 520, 99: 1131, 100: 2391}
 _USERS, _FILMS, _FACTORS = 671, 9066, 16
 _POPULATION = 100
 SMALLEST, LARGEST = 5, 2000  # of ragged clients
