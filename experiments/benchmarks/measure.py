@@ -14,6 +14,8 @@ from experiments.benchmarks import machine, workloads
 
 # A sample is so many rounds that it takes about so long.
 _SECONDS, _MOST_ROUNDS = 0.4, 20
+# Slow workloads stop at fewer repetitions, but not below these, once so many seconds have gone.
+_ENOUGH_SECONDS, _LEAST_REPETITIONS = 60, 3
 
 
 def main(argv=None):
@@ -33,7 +35,7 @@ def measure(workload, clients, sizes, designs, repetitions):
         clients: Sizes of cohorts, drawn from one population large enough for all of them.
         sizes: `"equal"` or `"ragged"`.
         designs: Names of designs.
-        repetitions: Number of samples of each.
+        repetitions: Number of samples of each; 3 are enough once they have taken a minute.
 
     Returns:
         A list of dictionaries, one a cohort size.
@@ -106,7 +108,11 @@ def _time(records, repetitions):
     for record, running in records:
         fastest = min(_timed(design, 1) for design in running.values())
         record |= {"rounds_per_sample": rounds_of(fastest), "seconds": {n: [] for n in running}}
+    start = time.perf_counter()
     for repetition in range(repetitions):
+        gone = time.perf_counter() - start
+        if repetition >= _LEAST_REPETITIONS and gone > _ENOUGH_SECONDS:
+            break
         shift = repetition % len(turns)
         for record, name, design in turns[shift:] + turns[:shift]:
             gc.collect()

@@ -74,7 +74,10 @@ def _define(common):
         "Examples of a client: all as many, or 5 to 2,000; by default equal, and ragged once.",
         **common,
     )
-    absl_flags.DEFINE_integer("repetitions", 5, "Samples of each.", lower_bound=1, **common)
+    absl_flags.DEFINE_integer(
+        "repetitions", 5, "Samples of each; 3 are enough once they have taken a minute.",
+        lower_bound=1, **common,
+    )
     absl_flags.DEFINE_string("output_dir", "runs/rounds", "Where results go.", **common)
     for name, known in (("workloads", names), ("designs", _DESIGNS)):
         absl_flags.register_validator(

@@ -4,9 +4,9 @@
 
 `Federated.fit` on an MLP over clients that are made when they are read, so that nothing but the
 round itself takes time or memory. One quantity is varied at a time; every point has a process of
-its own. The slope of a line through the points in logarithms says how cost grows: 0 not at all, 1
-in proportion. Where a fixed cost still shows, that of the last two points says more. Writes
-scaling.txt, scaling.json and scaling.png.
+its own. A straight line through the points gives the fixed cost and the cost of one more. The slope
+in logarithms says how cost grows: 0 not at all, 1 in proportion; where the fixed cost still shows,
+that of the last two points says more. Writes scaling.txt, scaling.json and scaling.png.
 """
 
 import json
@@ -72,15 +72,16 @@ def _define(common):
 
 
 def slopes(points):
-    """How steep the points of each sweep are in logarithms.
+    """How the points of each sweep grow.
 
     Args:
         points: Dictionaries of `sweep`, `at`, `seconds` (a list) and `peak_mb`.
 
     Returns:
-        `{sweep: {"seconds": line, "peak_mb": line}}`; a line is `slope` and `intercept` (base 10)
-        of the least squares through all points, and `last`, the slope of the last two. Sweeps of
-        one point have no line.
+        `{sweep: {"seconds": line, "peak_mb": line}}`; a line is `slope`, in logarithms, of the
+        least squares through all points, `last`, that of the last two, and `fixed` and `each` of
+        the line fixed + each * at with the least squares of relative errors. Sweeps of one point
+        have none.
     """
     found = {}
     for sweep in dict.fromkeys(point["sweep"] for point in points):
@@ -91,11 +92,19 @@ def slopes(points):
 
 
 def _line(points, of):
-    x = np.log10([point["at"] for point in points])
-    y = np.log10([np.median(point[of]) for point in points])
-    slope, intercept = np.polyfit(x, y, 1).tolist()
-    last = float((y[-1] - y[-2]) / (x[-1] - x[-2]))
-    return {"slope": slope, "intercept": intercept, "last": last}
+    x = np.array([point["at"] for point in points], float)
+    y = np.array([np.median(point[of]) for point in points])
+    slope = np.polyfit(np.log(x), np.log(y), 1)[0]
+    last = np.diff(np.log(y[-2:]))[0] / np.diff(np.log(x[-2:]))[0]
+    each, fixed = np.polyfit(x / x.max(), y, 1, w=1 / y)
+    found = {"slope": slope, "last": last, "fixed": fixed, "each": each / x.max()}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _slopes(line):
+    """Both slopes in words, without a minus before a zero."""
+    slope, last = (f"{round(line[name], 2) + 0.0:.2f}" for name in ("slope", "last"))
+    return f"slope {slope}, at the end {last}"
 
 
 def table(points, lines):
@@ -112,8 +121,9 @@ def table(points, lines):
     for sweep, by in lines.items():
         time, memory = by["seconds"], by["peak_mb"]
         rows.append(
-            f"{sweep.replace('_', ' ')}: slope of time {time['slope']:.2f} (last two points "
-            f"{time['last']:.2f}), of memory {memory['slope']:.2f} ({memory['last']:.2f})"
+            f"{sweep.replace('_', ' ')}: time {_slopes(time)}, {time['fixed']:.3g} s + "
+            f"{time['each']:.2g} s each; memory {_slopes(memory)}, {memory['fixed']:,.0f} MB + "
+            f"{memory['each']:.2g} MB each"
         )
     return "\n".join(rows)
 
@@ -133,6 +143,9 @@ def draw(points, lines, path):
     size = (3.7 * len(sweeps) + 0.6, 6)
     figure = require("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
     axes = figure.subplots(2, len(sweeps), sharex="col", sharey="row", squeeze=False)
+    for row, of in zip(axes, ("seconds", "peak_mb"), strict=True):
+        values = [np.median(point[of]) for point in points]
+        row[0].set_ylim(min(values) / 2, max(values) * 6)
     for k, sweep in enumerate(sweeps):
         mine = [point for point in points if point["sweep"] == sweep]
         by = lines.get(sweep, {})
@@ -149,12 +162,12 @@ def _panel(axes, points, of, line, colour):
     x = np.array([point["at"] for point in points])
     axes.loglog(x, [np.median(point[of]) for point in points], "o", color=colour, ms=5)
     if line is not None:
+        steps = np.geomspace(x.min(), x.max())
         axes.loglog(
-            x, 10 ** line["intercept"] * x ** line["slope"], "--", color=colour, lw=1,
-            label=f"slope {line['slope']:.2f}, at the end {line['last']:.2f}",
+            steps, line["fixed"] + line["each"] * steps, "--", color=colour, lw=1,
+            label=f"fixed cost + cost of each\n{_slopes(line)}",
         )
         axes.legend(frameon=False, fontsize="small", loc="upper left", handlelength=1.5)
-    axes.margins(y=0.25)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

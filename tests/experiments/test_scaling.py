@@ -25,9 +25,20 @@ def test_slopes_are_those_of_power_laws():
     line = scaling.slopes(points)["population"]
     assert line["seconds"]["slope"] == pytest.approx(1.5)
     assert line["seconds"]["last"] == pytest.approx(1.5)
-    assert 10 ** line["seconds"]["intercept"] == pytest.approx(3e-4)
     assert line["peak_mb"]["slope"] == pytest.approx(0.25)
     assert scaling.slopes(points[:1]) == {}
+
+
+def test_lines_find_the_fixed_cost_and_that_of_each():
+    points = [
+        {"sweep": "population", "at": at, "seconds": [0.03 + 5e-4 * at], "peak_mb": 700.0}
+        for at in (10, 100, 1000)
+    ]
+    line = scaling.slopes(points)["population"]
+    assert line["seconds"]["fixed"] == pytest.approx(0.03)
+    assert line["seconds"]["each"] == pytest.approx(5e-4)
+    assert line["peak_mb"]["fixed"] == pytest.approx(700)
+    assert line["peak_mb"]["each"] == pytest.approx(0, abs=1e-9)
 
 
 def test_program_writes_what_it_measured(tmp_path, monkeypatch, capsys):
@@ -39,7 +50,8 @@ def test_program_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     assert [r["population"] for r in asked[:5]] == [10**k for k in (2, 3, 4, 5, 6)]
     assert all(r["clients_per_round"] == 2 for r in asked[5:])
     out = capsys.readouterr().out
-    assert "parameters: slope of time 0.50 (last two points 0.50), of memory 0.00 (0.00)" in out
+    assert "parameters: time slope 0.50, at the end 0.50" in out
+    assert "memory slope 0.00, at the end 0.00, 600 MB" in out
     written = json.loads((tmp_path / "scaling.json").read_text())
     assert len(written["points"]) == 10 and written["machine"]["processors"]
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
