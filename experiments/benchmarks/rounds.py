@@ -32,7 +32,7 @@ _DEFAULT = (
     ("char_lstm", [10], "equal", _DESIGNS),
     ("transformer", [10], "equal", _DESIGNS),
     ("movielens", [10], "equal", _DESIGNS),
-    ("movielens", [671], "equal", _DESIGNS),
+    ("movielens", [100], "equal", _DESIGNS),
 )
 
 
