@@ -9,8 +9,8 @@ import json
 import sys
 import time
 
-from experiments import startup
 from experiments.benchmarks import machine, workloads
+from tffed.quiet import notes_aside
 
 # A sample is so many rounds that it takes about so long.
 _SECONDS, _MOST_ROUNDS = 0.4, 20
@@ -43,7 +43,7 @@ def measure(workload, clients, sizes, designs, repetitions):
     Raises:
         WrongResultError: A design's result is wrong.
     """
-    with startup.notes_aside():
+    with notes_aside():
         import tensorflow as tf
 
         import experiments.benchmarks.designs as known

@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
-from experiments import startup
 from experiments.benchmarks import machine
+from tffed.quiet import notes_aside
 
 _FEATURES, _CLASSES, _BATCH = 100, 10, 10
 _SECONDS, _MOST_ROUNDS = 6, 15
@@ -35,7 +35,7 @@ def measure(clients_per_round, population, parameters, local_steps):
         A dictionary of `parameters` (as many as there are), `seconds` (of each round but the
         first), `first_seconds`, and memory in MB: `before_mb` the first round, at its `peak_mb`.
     """
-    with startup.notes_aside():
+    with notes_aside():
         import keras
 
         import tffed
