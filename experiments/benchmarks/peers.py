@@ -14,8 +14,6 @@ Test accuracy after ten rounds tells whether all have computed the same. Writes 
 peers.png.
 """
 
-import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +22,7 @@ import numpy as np
 from absl import flags as absl_flags
 
 import tffed
-from experiments.benchmarks import peer_report
+from experiments.benchmarks import machine, peer_report
 from experiments.benchmarks.peer_environments import (
     WORKERS,
     NotMeasured,
@@ -48,7 +46,7 @@ _ACCURACY_AFTER = 10
 
 def main(argv=None):
     """Measures the peers on each model and writes what was found."""
-    values = _parse(sys.argv if argv is None else argv)
+    values = machine.parse(sys.argv if argv is None else argv, "peers", __doc__, _define)
     folder = Path(values.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     interpreters = {name: _interpreter(name, values) for name in values.peers}
@@ -64,16 +62,13 @@ def main(argv=None):
         print(f"\n{peer_report.table(model, found[model])}", flush=True)
     settings = {
         "clients": _CLIENTS, "clients_per_round": _COHORT, "local_epochs": 1, **_TRAINING,
-        "seed": values.seed, "processors": os.cpu_count(), "machine": platform.platform(),
-        "data": source.origin,
+        "seed": values.seed, "data": source.origin, "machine": machine.describe(),
     }
     peer_report.write(folder, settings, found)
     print(f"Written to {folder}: peers.json, peers.png and the peers' logs")
 
 
-def _parse(argv):
-    values = absl_flags.FlagValues()
-    common = {"flag_values": values, "module_name": "peers"}
+def _define(common):
     absl_flags.DEFINE_multi_enum("peers", list(PEERS), list(PEERS), "A peer.", **common)
     absl_flags.DEFINE_multi_enum("models", list(_SHAPES), list(_SHAPES), "A model.", **common)
     positive = {"lower_bound": 1, **common}
@@ -87,16 +82,6 @@ def _parse(argv):
         "cache_dir", str(default_cache()), "Where the peers' environments are kept.", **common
     )
     absl_flags.DEFINE_string("python", None, "The peers' interpreter, a Python 3.11.", **common)
-    if any(a in ("--help", "-h") for a in argv[1:]):
-        print(f"{__doc__}\n{values.get_help()}")
-        sys.exit(0)
-    try:
-        left = values(argv)[1:]
-    except absl_flags.Error as error:
-        sys.exit(f"error: {error}")
-    if left:
-        sys.exit(f"error: Expected flags only. Received: {' '.join(left)}")
-    return values
 
 
 def _interpreter(name, values):

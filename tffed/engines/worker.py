@@ -1,20 +1,43 @@
 """What runs inside a worker process. Loads TensorFlow only there, and nothing else of tffed."""
 
 import functools
+import os
 import pickle
+import shutil
+import threading
+import time
 from pathlib import Path
 
 from tffed.quiet import notes_aside
 
 
-def start():
-    """Loads TensorFlow and gives each of its kernels one thread."""
+def start(parent, folder):
+    """Loads TensorFlow and gives each of its kernels one thread.
+
+    Args:
+        parent: Id of the process that asks. Once that is gone, so are this one and the folder.
+        folder: Where the graphs are.
+    """
+    threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
+    _load_tensorflow()
+
+
+def _end_with(parent, folder):
+    while os.getppid() == parent:
+        time.sleep(1)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+@functools.cache
+def _load_tensorflow():
     with notes_aside():
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         tf.constant(0)
+    return tf
 
 
 def run(path, inputs):
@@ -24,9 +47,7 @@ def run(path, inputs):
 
 @functools.cache
 def _load(path):
-    start()
-    import tensorflow as tf
-
+    tf = _load_tensorflow()
     definition, *names = pickle.loads(Path(path).read_bytes())
     graph = tf.compat.v1.GraphDef.FromString(definition)
     whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])

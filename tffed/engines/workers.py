@@ -6,8 +6,10 @@ kernel, so lanes do not fight over the processors, and a kernel's bits do not de
 processors there are. Workers receive the traced graph and never import the user's code.
 """
 
+import os
 import pickle
 import tempfile
+import threading
 import weakref
 from pathlib import Path
 
@@ -28,17 +30,22 @@ class Workers:
     """
 
     def __init__(self, count):
-        self._pool = loky.ProcessPoolExecutor(count, env=_ENVIRONMENT)
+        self._count, self._graphs = count, 0
+        self._replacing = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="tffed-")
-        self._graphs = 0
-        for _ in range(count):
-            self._pool.submit(worker.start)
-        weakref.finalize(self, self._pool.shutdown, wait=False, kill_workers=True)
+        self._pool = self._start()
+
+    def _start(self):
+        pool = loky.ProcessPoolExecutor(self._count, env=_ENVIRONMENT)
+        for _ in range(self._count):
+            pool.submit(worker.start, os.getpid(), self._folder.name)
+        weakref.finalize(self, pool.shutdown, wait=False, kill_workers=True)
+        return pool
 
     def take(self, program):
         """A `Program` whose chunks run in the workers; the same one if it cannot leave its process.
 
-        Its chunk raises RuntimeError if a worker died.
+        Its chunk raises RuntimeError if a worker died; the next call finds new workers.
         """
         if not _can_leave(program.chunk):
             return program
@@ -53,18 +60,27 @@ class Workers:
 
         def call(*arguments):
             inputs = [_array(leaf) for leaf in tf.nest.flatten(arguments)] + captured
+            pool = self._pool
             try:
-                outputs = self._pool.submit(worker.run, str(path), inputs).result()
+                outputs = pool.submit(worker.run, str(path), inputs).result()
             except loky.process_executor.BrokenProcessPool as error:
+                self._replace(pool)
+                told = " ".join(str(error).split()).rstrip(".")
                 raise RuntimeError(
-                    "A worker process died, perhaps for want of memory. Received: "
-                    f"{error}. Train with fewer lanes, or with processes=False; a run with a "
-                    "checkpoint_dir goes on from its last checkpoint."
+                    f"A worker process died, perhaps for want of memory. Received: {told}. Train "
+                    "with fewer lanes, or with processes=False; a run with a checkpoint_dir goes "
+                    "on from its last checkpoint."
                 ) from error
             outputs = [tf.constant(output) for output in outputs]
             return tf.nest.pack_sequence_as(function.structured_outputs, outputs)
 
         return call
+
+    def _replace(self, broken):
+        """Puts new workers in the place of a broken pool, once for all lanes that meet it."""
+        with self._replacing:
+            if self._pool is broken:
+                self._pool = self._start()
 
 
 def _can_leave(function):
