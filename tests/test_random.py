@@ -81,3 +81,13 @@ def test_shuffle_is_a_fair_permutation():
     counts = np.array([[np.sum(orders[:, place] == v) for v in range(4)] for place in range(4)])
     assert np.abs(counts - 100).max() < 43
     assert len({tuple(o) for o in orders.tolist()}) == 24
+
+
+@pytest.mark.parametrize("padded", [40, 700, 3000])
+def test_padding_does_not_change_the_order_of_what_counts(padded):
+    shuffle = tf.function(random.shuffle, autograph=False, jit_compile=True)
+    values, seed = tf.range(5, 5 + padded), random.seed(6)
+    for count in {1, 32, 33, min(padded, 600), padded}:
+        got = shuffle(values, seed, tf.constant(count)).numpy()
+        np.testing.assert_array_equal(got[:count], random.shuffle(values[:count], seed))
+        np.testing.assert_array_equal(np.sort(got), values)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tffed.callbacks import Snapshot
 from tffed.data import Sampler, Uniform
-from tffed.training import run_rounds
+from tffed.training import run_round
 
 
 class Plan(NamedTuple):
@@ -64,14 +64,14 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
             break
         plan.all_callbacks.on_epoch_begin(epoch)
         state = rates.write(state)
-        ((state, logs),) = run_rounds(
+        state, logs = run_round(
             engine,
             state,
             plan.clients,
             plan.sampler,
-            rounds=1,
             seed=plan.seed,
             store=plan.files.store,
+            last=epoch + 1 == plan.rounds.stop,
         )
         if plan.validate is not None and (epoch + 1) % plan.validation_freq == 0:
             logs |= {f"val_{name}": value for name, value in plan.validate(state).items()}

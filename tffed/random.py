@@ -4,12 +4,14 @@ A seed is an int32 tensor of shape (2,). Only integers are drawn, with a named g
 TensorFlow's stateless generators differ with and without XLA, integers do not.
 """
 
+import functools
 import hashlib
 
 import numpy as np
 import tensorflow as tf
 
 _ALGORITHM = "philox"
+_SORTED_AT_ONCE = (32, 128, 512, 2048)
 _MODEL_STREAM, _SHUFFLE_STREAM, _STAGE_STREAM = range(3)
 
 
@@ -69,9 +71,24 @@ def shuffle(values, seed, count=None):
     Sorts by 32-bit integer keys; of n values two share a key (and so keep their order) with
     probability about n**2 / 2**33, which is negligible for a client's examples.
     """
+    if count is None:
+        return tf.gather(values, _random_order(tf.size(values), seed))
+    # Sorting takes most of the time of clients that are padded to many times their size.
+    most = values.shape[0]
+    sizes = [*(size for size in _SORTED_AT_ONCE if size < most), most]
+
+    def first(size):
+        order = _random_order(size, seed, count)
+        return tf.concat([tf.gather(values, order), values[size:]], 0)
+
+    which = tf.reduce_sum([tf.cast(count > size, tf.int32) for size in sizes[:-1]] or [0])
+    return tf.switch_case(which, [functools.partial(first, size) for size in sizes])
+
+
+def _random_order(size, seed, count=None):
     keys = tf.random.stateless_uniform(
-        tf.shape(values), seed, minval=None, maxval=None, dtype=tf.int32, alg=_ALGORITHM
+        [size], seed, minval=None, maxval=None, dtype=tf.int32, alg=_ALGORITHM
     )
     if count is not None:
-        keys = tf.where(tf.range(tf.size(values)) < count, keys, tf.int32.max)
-    return tf.gather(values, tf.argsort(keys, stable=True))
+        keys = tf.where(tf.range(size) < count, keys, tf.int32.max)
+    return tf.argsort(keys, stable=True)

@@ -48,22 +48,39 @@ def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> 
         FloatingPointError: Every client of a round sent a NaN or an infinity.
     """
     store = ClientStore() if store is None else store
-    key = random.seed(seed)
-    for _ in range(rounds):
-        start = time.perf_counter()
-        number = int(state.round)
-        ids = sampler.sample(clients, seed=seed, round=number)
-        state, metrics = engine.run_round(state, clients, ids, seed=key, store=store)
-        metrics = numbers(metrics)
-        if ids and metrics["dropped"] == len(ids):
-            raise FloatingPointError(
-                f"Every client's update in round {number} holds a NaN or an infinity. "
-                f"Received: {len(ids)} clients, all left out. Lower the client learning rate, clip "
-                "gradients (clipnorm=…), or look for extreme values in the data."
-            )
-        metrics |= {
-            "bytes_up": engine.bytes_up * len(ids),
-            "bytes_down": engine.bytes_down * len(ids),
-            "seconds": time.perf_counter() - start,
-        }
+    for left in reversed(range(rounds)):
+        state, metrics = run_round(
+            engine, state, clients, sampler, seed=seed, store=store, last=left == 0
+        )
         yield state, metrics
+
+
+def run_round(engine, state, clients, sampler, *, seed, store, last):
+    """Runs the next round: the body of `run_rounds`, whose arguments it has.
+
+    Args:
+        last: Whether none is to follow; if one is, some of its cohort is read meanwhile.
+
+    Returns:
+        What `run_rounds` yields.
+    """
+    start = time.perf_counter()
+    number = int(state.round)
+    ids = sampler.sample(clients, seed=seed, round=number)
+    then = () if last else sampler.sample(clients, seed=seed, round=number + 1)
+    state, metrics = engine.run_round(
+        state, clients, ids, seed=random.seed(seed), store=store, then=then
+    )
+    metrics = numbers(metrics)
+    if ids and metrics["dropped"] == len(ids):
+        raise FloatingPointError(
+            f"Every client's update in round {number} holds a NaN or an infinity. "
+            f"Received: {len(ids)} clients, all left out. Lower the client learning rate, clip "
+            "gradients (clipnorm=…), or look for extreme values in the data."
+        )
+    metrics |= {
+        "bytes_up": engine.bytes_up * len(ids),
+        "bytes_down": engine.bytes_down * len(ids),
+        "seconds": time.perf_counter() - start,
+    }
+    return state, metrics

@@ -52,6 +52,11 @@ def all_finite(nest):
     return tf.reduce_all(tf.stack(finite)) if finite else tf.constant(True)
 
 
+def size(nest):
+    """Number of values in a nest of tensors or specs with static shapes."""
+    return sum(math.prod(x.shape) for x in tf.nest.flatten(nest))
+
+
 def nbytes(nest):
     """Bytes of the leaves of a nest of tensors or specs with static shapes."""
     return sum(math.prod(x.shape) * x.dtype.size for x in tf.nest.flatten(nest))

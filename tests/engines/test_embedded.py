@@ -246,6 +246,32 @@ def test_clients_are_read_one_at_a_time():
     assert max(most) == 1 and len(most) >= 72
 
 
+def test_the_next_cohort_is_read_while_this_one_trains():
+    model, data, read = softmax_regression(), make_clients(SIZES), []
+    algorithm = build(fed_avg(batch_size=4), model, client=SGD(0.2))
+    spec = from_dict(data).spec
+
+    def rounds(cohorts, *, ahead):
+        clients = from_function(range(12), lambda i: read.append(i) or data[i], spec=spec)
+        engine, state = Embedded(algorithm, lanes=1), algorithm.init(model.init(), 12)
+        seed, store = random.seed(SEED), ClientStore()
+        for ids, then in zip(cohorts, [*cohorts[1:], []], strict=True):
+            read.clear()
+            state, _ = engine.run_round(
+                state, clients, ids, seed=seed, store=store, then=then if ahead else ()
+            )
+            engine._reader._thread.submit(int).result()  # all that was asked for has been read
+            yield state, list(read)
+
+    cohorts = [[0, 1, 2], [3, 4], [5, 3]]
+    found = list(rounds(cohorts, ahead=True))
+    assert [ids for _, ids in found] == [[0, 1, 2, 3, 4], [5, 3], []]
+    expected = list(rounds(cohorts, ahead=False))
+    assert [ids for _, ids in expected] == cohorts
+    for (state, _), (other, _) in zip(found, expected, strict=True):
+        assert_same_bits(state, other)
+
+
 def test_an_error_of_a_reader_reaches_the_caller():
     model, data = softmax_regression(), make_clients(SIZES)
 

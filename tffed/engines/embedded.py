@@ -1,7 +1,7 @@
 """The embedded engine: a whole round in this process, compiled, over several lanes."""
 
+import math
 import os
-import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +11,7 @@ import tensorflow as tf
 from tffed import random, tree
 from tffed.engines.cohort import MOST_CLIENTS, chunks
 from tffed.engines.program import trace
+from tffed.engines.reading import Reader
 
 # Sorting and indexing the padded rows of small clients costs too much beyond this.
 _MOST_ROWS = 8192
@@ -25,13 +26,14 @@ class Embedded:
 
     The cohort is cut into chunks; a lane (a thread) takes the next chunk, trains its clients one
     after the other in one compiled call, and hands back the sum of their reports. Sums are added in
-    the order of the chunks, so the result has the same bits for any number of lanes. Everything is
-    traced once, whatever the clients' sizes.
+    the order of the chunks, so the result has the same bits for any number of lanes. Clients that
+    are not held in memory are read ahead, one at a time, by a thread of their own.
 
     A lane is one of three things:
 
     - a thread that runs the chunk as compiled by XLA, where `jit_compile` allows it, the algorithm
-      is `maskable`, and the federation is held in memory with at most 8192 examples a client.
+      is `maskable`, and clients have at most 8192 examples. Clients are padded to the largest if
+      the federation is held in memory; else a chunk is to one of a few sizes, each compiled once.
     - a worker process with one thread a kernel, so that lanes do not contend: for other models of
       at least 100,000 trainable weights, on a machine without a GPU.
     - a thread that runs the chunk as a graph, otherwise.
@@ -69,12 +71,13 @@ class Embedded:
         self._workers = None
         self._threads = ThreadPoolExecutor(lanes)
         self._check = check
-        self._begin = None
+        self._begin = self._specs = None
         self._programs = {}
         self._resident = (None, None)
-        self._reading = threading.Lock()
+        self._reader = Reader(self._prepare)
+        self._ahead = 2 * lanes
 
-    def run_round(self, state, clients, ids, *, seed, store):
+    def run_round(self, state, clients, ids, *, seed, store, then=()):
         """Runs one round.
 
         Args:
@@ -83,28 +86,29 @@ class Embedded:
             ids: The ids of the cohort, in the order in which reports are to be added.
             seed: A seed tensor, from `tffed.random.seed`.
             store: A `ClientStore`; receives the clients' new states under the number of the round.
+            then: The ids of the next cohort, if known: some are read while this one trains.
 
         Returns:
             `(state, metrics)`: the new state and a dictionary of float32 tensors.
         """
         bc, fresh = self._start(state)
-        program = self._program(state, clients)
-        self.bytes_up, self.bytes_down = program.bytes_up, program.bytes_down
-        sizes = clients.sizes(ids) if clients.resident else None
-        multiple = _REMOTE_CHUNKS if program.remote else _CHUNKS
-        parts = [[ids[p] for p in part] for part in chunks(len(ids), sizes, multiple)]
-        total, states = None, {}
+        parts, program, total, states = self._parts(clients, ids), None, None, {}
         merge = _stack if self.algorithm.collect else tree.add
 
-        def run(part):
-            return self._run_chunk(program, part, bc, fresh, clients, seed, store)
+        def run(part, ready):
+            return self._run_chunk(part, ready.result(), bc, fresh, seed, store)
 
-        for part, (report, new) in zip(parts, self._in_lanes(run, parts), strict=True):
+        following = self._parts(clients, then)[: self._ahead] if not clients.resident else []
+        results = self._in_lanes(run, clients, parts, following)
+        for part, result in zip(parts, results, strict=True):
+            program, report, new = result
             total = report if total is None else merge(total, report)
             leaves = [leaf.numpy() for leaf in tf.nest.flatten(new)]
             states |= {cid: [leaf[k] for leaf in leaves] for k, cid in enumerate(part) if leaves}
-        total = program.nothing if total is None else total
-        state, metrics = program.finish(state, total, seed)
+        if program is None:
+            program, *_ = self._reader.read(clients, []).result()
+        self.bytes_up, self.bytes_down = program.bytes_up, program.bytes_down
+        state, metrics = program.finish(state, program.nothing if total is None else total, seed)
         if states:
             store.put_all(int(state.round), states)
         return state, metrics
@@ -123,20 +127,28 @@ class Embedded:
 
             begin = tf.function(begin, autograph=False)
             self._begin = begin.get_concrete_function(tree.spec(state))
+            self._specs = (tree.spec(state), *tree.spec(self._begin.structured_outputs))
         return self._begin(state)
 
-    def _in_lanes(self, run, parts):
+    def _parts(self, clients, ids):
+        """The ids of each chunk."""
+        sizes = clients.sizes(ids) if clients.resident else None
+        multiple = _REMOTE_CHUNKS if not self._jit and self._wants_workers() else _CHUNKS
+        return [[ids[p] for p in part] for part in chunks(len(ids), sizes, multiple)]
+
+    def _in_lanes(self, run, clients, parts, following):
         """Yields the result of each chunk, in order; holds few that are still to be taken."""
         waiting = deque()
         for part in parts:
-            waiting.append(self._threads.submit(run, part))
-            if len(waiting) > 2 * self.lanes:
+            waiting.append(self._threads.submit(run, part, self._reader.read(clients, part)))
+            if len(waiting) > self._ahead:
                 yield waiting.popleft().result()
+        self._reader.expect(clients, following)
         while waiting:
             yield waiting.popleft().result()
 
-    def _run_chunk(self, program, part, bc, fresh, clients, seed, store):
-        arrays, rows, sizes = self._read(clients, part, program.remote)
+    def _run_chunk(self, part, ready, bc, fresh, seed, store):
+        program, arrays, rows, sizes = ready
         keys = np.stack([random.client_key(cid) for cid in part])
         number = len(part)
         if program.capacity is not None:
@@ -148,25 +160,32 @@ class Embedded:
         report, new = program.chunk(bc, arrays, rows, sizes, count, tf.constant(keys), states, seed)
         if self.algorithm.collect:
             report = tree.map(lambda stacked: stacked[:number], report)
-        return report, new
+        return program, report, new
 
-    def _read(self, clients, part, remote):
-        # A user's reader need not be safe to call from several threads.
-        with self._reading:
-            arrays, rows, sizes = clients.examples(part)
-            if clients.resident and self._resident[0] is not arrays:
-                self._resident = (arrays, self._checked(arrays, remote))
-        if not clients.resident:
-            return self._checked(arrays, remote), rows, sizes
-        if remote:
-            mine = tree.map(lambda array: array[rows], arrays)
-            return mine, np.arange(len(rows), dtype=np.int32), sizes
-        return self._resident[1], rows, sizes
+    def _prepare(self, clients, part):
+        """`(program, arrays, rows, sizes)` of a chunk; runs in the reader's thread alone."""
+        arrays, rows, sizes = clients.examples(part)
+        if clients.resident:
+            if self._resident[0] is not arrays:
+                self._resident = (arrays, self._checked(arrays))
+            most = int(clients.sizes().max())
+            program = self._program(clients.spec, arrays, self._capacity(most, most))
+            if not program.remote:
+                return program, self._resident[1], rows, sizes
+            return program, tree.map(lambda array: array[rows], arrays), _count(rows), sizes
+        capacity = self._capacity(max(sizes, default=0), _bucket(len(rows)))
+        if capacity is not None:
+            arrays = tree.map(lambda array: _filled(array, _bucket(len(rows))), arrays)
+        return self._program(clients.spec, arrays, capacity), self._checked(arrays), rows, sizes
 
-    def _checked(self, arrays, remote):
+    def _capacity(self, most, wanted):
+        """To how many rows clients of at most `most` examples are padded; None: not at all."""
+        return min(wanted, _MOST_ROWS) if self._jit and most <= _MOST_ROWS else None
+
+    def _checked(self, arrays):
         if self._check is not None:
             self._check(arrays)
-        return arrays if remote else tree.map(tf.convert_to_tensor, arrays)
+        return tree.map(tf.convert_to_tensor, arrays)
 
     def _states(self, store, part, fresh, count):
         """The clients' states stacked to `count` rows, those beyond the part being new ones."""
@@ -177,33 +196,29 @@ class Embedded:
         leaves = [tf.stack(leaf) for leaf in zip(*found, strict=True)]
         return tf.nest.pack_sequence_as(fresh, leaves)
 
-    def _program(self, state, clients):
+    def _program(self, spec, arrays, capacity):
         """The compiled program for such data; traced at its first use."""
-        with self._reading:
-            spec = clients.spec
-        capacity = None
-        if self._jit and clients.resident and (most := int(clients.sizes().max())) <= _MOST_ROWS:
-            capacity = most
-            arrays = clients.examples([]).arrays
+        if capacity is not None:
             spec = tree.map(lambda a, s: tf.TensorSpec(a.shape, s.dtype), arrays, spec)
         key = (str(spec), capacity)
         if key not in self._programs:
-            workers = self._start_workers(state) if capacity is None else None
-            begun = tree.spec(self._begin.structured_outputs)
-            program = trace(self.algorithm, state, *begun, spec, capacity)
+            workers = self._start_workers() if capacity is None else None
+            program = trace(self.algorithm, *self._specs, spec, capacity)
             self._programs[key] = program if workers is None else workers.take(program)
         return self._programs[key]
 
-    def _start_workers(self, state):
+    def _wants_workers(self):
+        if self._processes is None:
+            return tree.size(self._specs[0].weights.trainable) >= _WORTH_A_PROCESS
+        return self._processes
+
+    def _start_workers(self):
         """The worker processes, which start while the program is traced; None without."""
-        wanted = self._processes
-        if wanted is None:
-            wanted = sum(int(tf.size(w)) for w in state.weights.trainable) >= _WORTH_A_PROCESS
-        if wanted and self._workers is None:
+        if self._wants_workers() and self._workers is None:
             from tffed.engines.workers import Workers
 
             self._workers = Workers(self.lanes)
-        return self._workers if wanted else None
+        return self._workers if self._wants_workers() else None
 
 
 def _stack(first, second):
@@ -216,3 +231,17 @@ def _padded(rows, sizes, capacity):
     for k, mine in enumerate(np.split(rows, np.cumsum(sizes)[:-1])):
         table[k, : len(mine)] = mine
     return table
+
+
+def _bucket(rows):
+    """The power of four, at least 64, that holds so many rows: few shapes to compile for."""
+    return max(64, 4 ** math.ceil(math.log(max(rows, 1), 4)))
+
+
+def _filled(array, rows):
+    """An array with rows of zeros after its own; no client has these."""
+    return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+def _count(rows):
+    return np.arange(len(rows), dtype=np.int32)
