@@ -85,6 +85,7 @@ class Federated:
         lanes=None,
         jit_compile=True,
         processes=None,
+        batched=None,
     ):
         """Sets what trains the model, as `keras.Model.compile` does.
 
@@ -109,6 +110,8 @@ class Federated:
                 `Embedded`): dense models in batches of one size. Equal up to rounding.
             processes: Whether clients that XLA does not serve train in worker processes; by default
                 those of larger models do (see `Embedded`). Equal up to rounding.
+            batched: Whether clients that XLA serves train side by side; by default where there is a
+                GPU. Equal up to rounding.
 
         Raises:
             ValueError: Something is missing, contradictory or out of range.
@@ -157,6 +160,7 @@ class Federated:
             "class_weight": class_weight,
             "jit_compile": jit_compile,
             "processes": processes,
+            "batched": batched,
         }
         self._check = label_check(self.model)
         self._engine = Embedded(
@@ -165,6 +169,7 @@ class Federated:
             check=self._check,
             jit_compile=jit_compile,
             processes=processes,
+            batched=batched,
         )
         self._evaluator = Evaluator(model)
         self.state = self.store = None

@@ -17,11 +17,14 @@ class LocalData(NamedTuple):
         rows: int32: the rows that are this client's.
         valid: int32 scalar, how many rows count if the others are padding, as XLA needs; None if
             there is no padding.
+        most: int32 scalar, the examples of the largest client if padded clients are trained side by
+            side, in as many steps as that one has; None if this one is trained by itself.
     """
 
     arrays: Any
     rows: Any
     valid: Any = None
+    most: Any = None
 
     @property
     def count(self):
@@ -62,26 +65,34 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
     def train(bc, data, seed, extra=()):
         initial, count = bc.weights, data.count
         batch = count if batch_size is None else tf.minimum(batch_size, count)
-        per_epoch = (count + batch - 1) // tf.maximum(batch, 1)
-        total = per_epoch * epochs if steps is None else tf.constant(steps)
+        per_epoch = _batches(count, batch)
+        # Side by side all clients go through the same loops: an epoch has the batches of the
+        # largest, of which the smaller ones sit some out; or each step draws its order anew.
+        alike = data.most is not None
+        width = _batches(data.most, batch_size) if alike and steps is None else per_epoch
+        stride = 1 if alike and steps is not None else width
+        total = width * epochs if steps is None else tf.constant(steps)
 
-        def run_step(order, t, weights, opt, sums):
-            picked, mask = _batch(data, order, (t % per_epoch) * batch, batch, batch_size)
-            step_seed = random.model_seed(seed, t)
+        def run_step(order, i, *carry):
+            weights, opt, sums = carry
+            epoch, place = i // width, i % width
+            picked, mask = _batch(data, order, place * batch, batch, batch_size)
+            step_seed = random.model_seed(seed, epoch * per_epoch + place)
             grads, non_trainable, new = model.grad(weights, picked, step_seed, mask)
             if correct is not None:
                 grads = correct(grads, weights.trainable, initial.trainable, extra)
             opt, trainable = optimizer.step(opt, weights.trainable, grads)
-            return t + 1, ModelWeights(trainable, non_trainable), opt, tree.add(sums, new)
+            done = ModelWeights(trainable, non_trainable), opt, tree.add(sums, new)
+            return i + 1, *(tree.select(place < per_epoch, done, carry) if alike else done)
 
-        def run_epoch(t, *carry):
-            epoch_seed = random.shuffle_seed(seed, t // per_epoch)
-            order = random.shuffle(data.rows, epoch_seed, data.valid)
-            end = tf.minimum(t + per_epoch, total)
+        def run_stride(i, *carry):
+            epoch_seed = random.shuffle_seed(seed, i // width)
+            order = random.shuffle(data.rows, epoch_seed, data.valid, whole=alike)
+            end = tf.minimum(i + stride, total)
             return tf.while_loop(
-                lambda t, *_: t < end,
+                lambda i, *_: i < end,
                 lambda *carry: run_step(order, *carry),
-                (t, *carry),
+                (i, *carry),
                 parallel_iterations=1,
             )
 
@@ -91,12 +102,16 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
             optimizer.init(initial.trainable, bc.learning_rate),
             model.zeros(data.arrays),
         )
-        t, weights, _, sums = tf.while_loop(
-            lambda t, *_: t < total, run_epoch, start, parallel_iterations=1
+        _, weights, _, sums = tf.while_loop(
+            lambda i, *_: i < total, run_stride, start, parallel_iterations=1
         )
-        return LocalResult(weights, sums, t)
+        return LocalResult(weights, sums, per_epoch * epochs if steps is None else total)
 
     return train
+
+
+def _batches(count, batch):
+    return (count + batch - 1) // tf.maximum(batch, 1)
 
 
 def _batch(data, order, start, batch, batch_size):

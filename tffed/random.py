@@ -63,16 +63,17 @@ def stage_seed(seed, index):
     return fold_in(fold_in(seed, _STAGE_STREAM), index)
 
 
-def shuffle(values, seed, count=None):
+def shuffle(values, seed, count=None, whole=False):
     """A uniformly random permutation of the vector `values`, or of its first `count`.
 
-    The order of the first `count` values is that of a vector of just these.
+    The order of the first `count` values is that of a vector of just these; `whole` says that the
+    others are to be sorted too, without a branch.
 
     Sorts by 32-bit integer keys; of n values two share a key (and so keep their order) with
     probability about n**2 / 2**33, which is negligible for a client's examples.
     """
-    if count is None:
-        return tf.gather(values, _random_order(tf.size(values), seed))
+    if count is None or whole:
+        return tf.gather(values, _random_order(tf.size(values), seed, count))
     # Sorting takes most of the time of clients that are padded to many times their size.
     most = values.shape[0]
     sizes = [*(size for size in _SORTED_AT_ONCE if size < most), most]

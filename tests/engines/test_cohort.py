@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tffed.engines.cohort import chunks
+from tffed.engines.cohort import alike, chunks
 
 counts = st.integers(0, 300)
 sizes = st.lists(st.integers(1, 5000), max_size=150)
@@ -81,3 +81,13 @@ def test_largest_first_beats_the_order_of_the_cohort():
     balanced = loads(chunks(len(sizes), sizes, multiple=8), sizes)
     consecutive = loads(chunks(len(sizes), multiple=8), sizes)
     assert max(consecutive) == 2700 and max(balanced) <= 1100
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(1, 40))
+def test_clients_side_by_side_are_of_similar_sizes(sizes, most):
+    parts = alike(len(sizes), sizes, most)
+    assert sorted(positions(parts)) == list(range(len(sizes)))
+    assert all(1 <= len(part) <= most for part in parts)
+    assert [sizes[p] for part in parts for p in part] == sorted(sizes, reverse=True)
+    assert positions(alike(len(sizes), None, most)) == list(range(len(sizes)))

@@ -36,3 +36,18 @@ def chunks(count, sizes=None, multiple=4):
             loads[chunk] += np.inf
     parts = [np.array(sorted(part)) for part in parts if part]
     return sorted(parts, key=lambda part: (-sum(sizes[p] for p in part), part[0]))
+
+
+def alike(count, sizes, most):
+    """Cuts positions of a cohort into chunks of clients of similar sizes, the largest first.
+
+    Args:
+        count: Number of clients.
+        sizes: Their numbers of examples, or None where those are not known cheaply.
+        most: Clients in one chunk.
+
+    Returns:
+        A list of int arrays of positions.
+    """
+    order = np.arange(count) if sizes is None else np.argsort(-np.asarray(sizes), kind="stable")
+    return [order[start : start + most] for start in range(0, count, most)]

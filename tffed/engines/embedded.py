@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tffed import random, tree
-from tffed.engines.cohort import MOST_CLIENTS, chunks
+from tffed.engines.cohort import alike, chunks
 from tffed.engines.program import trace
 from tffed.engines.reading import Reader
 
@@ -19,6 +19,8 @@ _MOST_ROWS = 8192
 _CHUNKS, _REMOTE_CHUNKS = 4, 32
 # From so many weights on, a client is worth sending to a worker process.
 _WORTH_A_PROCESS = 100_000
+# Side by side train up to so many clients, and no more weights of them all than these.
+_SIDE_BY_SIDE, _MOST_WEIGHTS = 32, 2**27
 
 
 class Embedded:
@@ -48,6 +50,9 @@ class Embedded:
             for a federation held in memory), to raise an error on bad data.
         jit_compile: Whether to use XLA where it can be used.
         processes: Whether lanes without XLA are worker processes; None: as said above.
+        batched: Whether lanes with XLA train up to 32 clients side by side, each step one for all
+            of them, instead of one after the other; None: where there is a GPU, which one client's
+            step does not fill.
 
     Attributes:
         bytes_up: Bytes of one client's message, known after the first round.
@@ -57,7 +62,16 @@ class Embedded:
         ValueError: `lanes` is not a positive integer.
     """
 
-    def __init__(self, algorithm, *, lanes=None, check=None, jit_compile=True, processes=None):
+    def __init__(
+        self,
+        algorithm,
+        *,
+        lanes=None,
+        check=None,
+        jit_compile=True,
+        processes=None,
+        batched=None,
+    ):
         gpu = bool(tf.config.list_logical_devices("GPU"))
         if lanes is None:
             lanes = 1 if gpu else os.cpu_count() or 1
@@ -68,6 +82,7 @@ class Embedded:
         self.bytes_up = self.bytes_down = 0
         self._jit = jit_compile and algorithm.maskable
         self._processes = False if processes is None and gpu else processes
+        self._batched = self._jit and (gpu if batched is None else batched)
         self._workers = None
         self._threads = ThreadPoolExecutor(lanes)
         self._check = check
@@ -133,8 +148,13 @@ class Embedded:
     def _parts(self, clients, ids):
         """The ids of each chunk."""
         sizes = clients.sizes(ids) if clients.resident else None
-        multiple = _REMOTE_CHUNKS if not self._jit and self._wants_workers() else _CHUNKS
-        return [[ids[p] for p in part] for part in chunks(len(ids), sizes, multiple)]
+        if self._batched:
+            room = _MOST_WEIGHTS // tree.size(self._specs[0].weights)
+            parts = alike(len(ids), sizes, max(1, min(room, _SIDE_BY_SIDE)))
+        else:
+            remote = not self._jit and self._wants_workers()
+            parts = chunks(len(ids), sizes, _REMOTE_CHUNKS if remote else _CHUNKS)
+        return [[ids[p] for p in part] for part in parts]
 
     def _in_lanes(self, run, clients, parts, following):
         """Yields the result of each chunk, in order; holds few that are still to be taken."""
@@ -152,9 +172,9 @@ class Embedded:
         keys = np.stack([random.client_key(cid) for cid in part])
         number = len(part)
         if program.capacity is not None:
-            rows = _padded(rows, sizes, program.capacity)
-            sizes = np.pad(sizes, (0, MOST_CLIENTS - number))
-            keys = np.pad(keys, ((0, MOST_CLIENTS - number), (0, 0)))
+            rows = _padded(rows, sizes, (program.clients, program.capacity))
+            sizes = np.pad(sizes, (0, program.clients - number))
+            keys = np.pad(keys, ((0, program.clients - number), (0, 0)))
         states = self._states(store, part, fresh, len(sizes))
         rows, sizes, count = (tf.constant(v, tf.int32) for v in (rows, sizes, number))
         report, new = program.chunk(bc, arrays, rows, sizes, count, tf.constant(keys), states, seed)
@@ -169,14 +189,16 @@ class Embedded:
             if self._resident[0] is not arrays:
                 self._resident = (arrays, self._checked(arrays))
             most = int(clients.sizes().max())
-            program = self._program(clients.spec, arrays, self._capacity(most, most))
+            capacity = self._capacity(most, most)
+            program = self._program(clients.spec, arrays, len(part), capacity)
             if not program.remote:
                 return program, self._resident[1], rows, sizes
             return program, tree.map(lambda array: array[rows], arrays), _count(rows), sizes
         capacity = self._capacity(max(sizes, default=0), _bucket(len(rows)))
         if capacity is not None:
             arrays = tree.map(lambda array: _filled(array, _bucket(len(rows))), arrays)
-        return self._program(clients.spec, arrays, capacity), self._checked(arrays), rows, sizes
+        program = self._program(clients.spec, arrays, len(part), capacity)
+        return program, self._checked(arrays), rows, sizes
 
     def _capacity(self, most, wanted):
         """To how many rows clients of at most `most` examples are padded; None: not at all."""
@@ -196,14 +218,16 @@ class Embedded:
         leaves = [tf.stack(leaf) for leaf in zip(*found, strict=True)]
         return tf.nest.pack_sequence_as(fresh, leaves)
 
-    def _program(self, spec, arrays, capacity):
-        """The compiled program for such data; traced at its first use."""
+    def _program(self, spec, arrays, number, capacity):
+        """The compiled program for so many clients of such data; traced at its first use."""
+        batched = None
         if capacity is not None:
             spec = tree.map(lambda a, s: tf.TensorSpec(a.shape, s.dtype), arrays, spec)
-        key = (str(spec), capacity)
+            batched = 2 ** math.ceil(math.log2(max(number, 1))) if self._batched else None
+        key = (str(spec), capacity, batched)
         if key not in self._programs:
             workers = self._start_workers() if capacity is None else None
-            program = trace(self.algorithm, *self._specs, spec, capacity)
+            program = trace(self.algorithm, *self._specs, spec, capacity, batched)
             self._programs[key] = program if workers is None else workers.take(program)
         return self._programs[key]
 
@@ -225,9 +249,9 @@ def _stack(first, second):
     return tree.map(lambda a, b: tf.concat([a, b], 0), first, second)
 
 
-def _padded(rows, sizes, capacity):
-    """Rows of one client after the other as a table `[MOST_CLIENTS, capacity]`."""
-    table = np.zeros((MOST_CLIENTS, capacity), np.int32)
+def _padded(rows, sizes, shape):
+    """Rows of one client after the other as a table of that shape, a row a client."""
+    table = np.zeros(shape, np.int32)
     for k, mine in enumerate(np.split(rows, np.cumsum(sizes)[:-1])):
         table[k, : len(mine)] = mine
     return table

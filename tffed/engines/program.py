@@ -24,6 +24,7 @@ class Program(NamedTuple):
         nothing: The packed reports of no clients.
         bytes_up: Bytes of one client's message.
         bytes_down: Bytes of the broadcast to one client.
+        clients: With a capacity, how many clients `chunk` takes, some of which may be padding.
         capacity: Rows that each client is padded to, or None: rows come one client after the other.
         remote: Whether `chunk` runs in another process, which holds no arrays of its own.
     """
@@ -33,11 +34,12 @@ class Program(NamedTuple):
     nothing: tuple
     bytes_up: int
     bytes_down: int
+    clients: int | None
     capacity: int | None
     remote: bool = False
 
 
-def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
+def trace(algorithm, state, bc, client_state, arrays, capacity=None, batched=None) -> Program:
     """Traces an algorithm for clients with such data, each part once.
 
     Args:
@@ -48,6 +50,8 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
         arrays: The `tf.TensorSpec`s of the clients' arrays.
         capacity: The most examples of a client, to compile the chunk with XLA, which needs static
             shapes; None: the chunk is a graph, for clients of any size.
+        batched: With a capacity, the number of clients to train side by side; None: a chunk has
+            up to eight, which take turns.
     """
     if capacity is not None:
         _one_thread_a_product()
@@ -59,9 +63,9 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
     sent = []
 
     @tf.function(autograph=False)
-    def one(bc, arrays, rows, count, key, state, seed):
+    def one(bc, arrays, rows, count, key, state, seed, most):
         seed = random.client_seed(seed, bc.round, key)
-        data = LocalData(arrays, rows, None if capacity is None else count)
+        data = LocalData(arrays, rows, None if capacity is None else count, most)
         message, state = algorithm.client(bc, state, data, seed)
         sent.append(tree.nbytes(message))
         return report(bc, message), state
@@ -69,12 +73,13 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
     number, pair = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
     rows = tf.TensorSpec([capacity], tf.int32)
     like, _ = one.get_concrete_function(
-        bc, arrays, rows, number, pair, client_state, pair
+        bc, arrays, rows, number, pair, client_state, pair, number if batched else None
     ).structured_outputs
     like, collect = tree.spec(like), algorithm.collect
-    most = None if capacity is None else MOST_CLIENTS
+    most = None if capacity is None else batched or MOST_CLIENTS
+    chunk = _side_by_side(one, collect) if batched else _in_turns(one, like, collect, most)
     chunk = tf.function(
-        _chunk(one, like, collect, padded=capacity is not None),
+        chunk,
         autograph=False,
         jit_compile=capacity is not None,
     ).get_concrete_function(
@@ -96,7 +101,7 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None) -> Program:
 
     vectors = tree.map(lambda v: tf.TensorSpec([None] * collect + v.shape[-1:], v.dtype), nothing)
     finish = finish.get_concrete_function(tree.spec(state), vectors, pair)
-    return Program(chunk, finish, nothing, sent[0], tree.nbytes(bc), capacity)
+    return Program(chunk, finish, nothing, sent[0], tree.nbytes(bc), most, capacity)
 
 
 def _one_thread_a_product():
@@ -113,7 +118,28 @@ def _stacked(nest, count=None):
     return tree.map(lambda s: tf.TensorSpec([count, *s.shape], s.dtype), nest)
 
 
-def _chunk(one, like, collect, padded):
+def _side_by_side(one, collect):
+    """The function that trains the clients of a chunk in common steps; as `_in_turns`, padded."""
+
+    def chunk(bc, arrays, rows, sizes, clients, keys, states, seed):
+        most = tf.reduce_max(sizes)
+        reports, new = tf.vectorized_map(
+            lambda mine: one(bc, arrays, *mine, seed, most), (rows, sizes, keys, states)
+        )
+        if not collect:
+            there = tf.range(sizes.shape[0]) < clients
+            reports = tree.map(lambda leaf: tf.reduce_sum(_where(there, leaf), 0), reports)
+        return tree.pack(reports, batched=collect), new
+
+    return chunk
+
+
+def _where(there, leaf):
+    """The leaf with zeros in the rows that are not there."""
+    return tf.where(tf.reshape(there, [-1] + [1] * (leaf.shape.rank - 1)), leaf, 0)
+
+
+def _in_turns(one, like, collect, padded):
     """The function that trains the clients of a chunk one after the other.
 
     Reports are added, or stacked if `collect`, and packed. Rows are `[clients, capacity]` if
@@ -127,7 +153,7 @@ def _chunk(one, like, collect, padded):
         def body(k, total, out):
             state = tree.map(lambda leaf: leaf[k], states)
             mine = rows[k] if padded else rows[starts[k] : starts[k] + sizes[k]]
-            report, new = one(bc, arrays, mine, sizes[k], keys[k], state, seed)
+            report, new = one(bc, arrays, mine, sizes[k], keys[k], state, seed, None)
             total = write(total, k, report) if collect else tree.add(total, report)
             return k + 1, total, write(out, k, new)
 
