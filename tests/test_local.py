@@ -28,10 +28,10 @@ def sgd():
     return keras.optimizers.SGD(0.2, momentum=0.6)
 
 
-def train(model, work, rows=ROWS, correct=None, extra=(), learning_rate=0.2):
+def train(model, work, rows=ROWS, correct=None, extra=(), learning_rate=0.2, keras_optimizer=None):
     """The weights at the beginning, and the result of the compiled loop."""
     pure = from_keras(model, LOSS, ["accuracy"])
-    optimizer = optimizers.from_keras(sgd(), pure.variables)
+    optimizer = optimizers.from_keras(keras_optimizer or sgd(), pure.variables)
     work = {"epochs": None, "steps": None, "batch_size": None} | work
     loop = tf.function(local_training(pure, optimizer, correct=correct, **work), autograph=False)
     start = pure.init()
@@ -75,6 +75,21 @@ def test_loop_equals_keras(work, epochs, size, steps, partial):
     assert float(result.sums[0]) == pytest.approx(np.dot(losses, counts), rel=1e-4)
     assert float(result.sums[1]) == sum(counts)
     assert differs(result.weights.trainable, start.trainable, 0.01)
+
+
+def test_sparse_steps_of_an_embedding_equal_keras():
+    """Tokens repeat within a batch, so rows are stepped several times at once."""
+    tokens = L.Lambda(lambda x: tf.cast(tf.abs(x) * 2, tf.int32), output_shape=(5,))
+    layers = [tokens, L.Embedding(8, 3), L.Flatten(), L.Dense(3)]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    start, result = train(
+        model, {"epochs": 2, "batch_size": 4}, keras_optimizer=keras.optimizers.SGD(0.2)
+    )
+    model.compile(optimizer=keras.optimizers.SGD(0.2), loss=LOSS)
+    for rows in expected_batches(ROWS, 2, 4):
+        model.train_on_batch(X[rows], Y[rows])
+    assert_close(result.weights.trainable, [v.value for v in model.trainable_variables], 2e-5)
+    assert differs(result.weights.trainable[:1], start.trainable[:1], 0.01)
 
 
 def test_every_example_once_an_epoch_in_a_new_order():

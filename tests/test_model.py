@@ -142,12 +142,15 @@ def test_gradient_equals_keras(name):
     assert [v.path for v in functional.variables] == [v.path for v in model.trainable_variables]
 
 
-def test_embedding_gradients_are_dense():
+def test_embedding_gradients_are_dense_unless_asked_for():
     make, batch, _ = CASES["embedding"]
     functional, _, weights = pure(make())
     grads, _, _ = functional.grad(weights, tensors(batch), random.seed(1))
     assert all(isinstance(g, tf.Tensor) for g in grads)
     assert [g.shape for g in grads] == [w.shape for w in weights.trainable]
+    sparse, _, _ = functional.grad(weights, tensors(batch), random.seed(1), sparse=True)
+    assert [isinstance(g, tf.IndexedSlices) for g in sparse] == [True, False, False]
+    assert_close([tf.convert_to_tensor(g) for g in sparse], grads, 1e-7)
 
 
 def test_dropout_follows_the_seed():

@@ -72,13 +72,15 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         width = _batches(data.most, batch_size) if alike and steps is None else per_epoch
         stride = 1 if alike and steps is not None else width
         total = width * epochs if steps is None else tf.constant(steps)
+        # Touches only the rows of an embedding that the batch does.
+        sparse = optimizer.plain_sgd and correct is None and not alike
 
         def run_step(order, i, *carry):
             weights, opt, sums = carry
             epoch, place = i // width, i % width
             picked, mask = _batch(data, order, place * batch, batch, batch_size)
             step_seed = random.model_seed(seed, epoch * per_epoch + place)
-            grads, non_trainable, new = model.grad(weights, picked, step_seed, mask)
+            grads, non_trainable, new = model.grad(weights, picked, step_seed, mask, sparse)
             if correct is not None:
                 grads = correct(grads, weights.trainable, initial.trainable, extra)
             opt, trainable = optimizer.step(opt, weights.trainable, grads)

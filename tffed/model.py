@@ -43,9 +43,10 @@ class FunctionalModel(NamedTuple):
 
     Attributes:
         init: `() -> ModelWeights`: the Keras model's present values.
-        grad: `(weights, batch, seed, mask=None) -> (gradients, non_trainable, sums)`. The gradient
-            is that of the loss as Keras computes it for this batch; or, with a float32 mask of ones
-            and zeros by row, for the batch of the rows that count (only if `maskable`).
+        grad: `(weights, batch, seed, mask=None, sparse=False) -> (gradients, non_trainable, sums)`.
+            The gradient is that of the loss as Keras computes it for this batch; or, with a float32
+            mask of ones and zeros by row, for the batch of the rows that count (only if
+            `maskable`). With `sparse`, an embedding's may come as `tf.IndexedSlices`.
         evaluate: `(weights, batch) -> sums`, in inference mode.
         zeros: `(batch) -> sums` of no examples; `batch` gives only shapes.
         report: `(sums) -> {metric name: float32 scalar}`.
@@ -166,17 +167,17 @@ class _Functions:
         states = (tf.zeros(v.shape, v.dtype) for v in self._model.metrics_variables)
         return (tf.zeros(()), tf.zeros(()), *states)
 
-    def grad(self, weights, batch, seed, mask=None):
+    def grad(self, weights, batch, seed, mask=None, sparse=False):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights.trainable)
             value, statistics, sums = self._forward(weights, batch, seed, mask)
             scaled = value * tf.cast(self._scale, value.dtype)
         grads = tape.gradient(scaled, weights.trainable, unconnected_gradients="zero")
-        # The gradient of an embedding comes as IndexedSlices; a dense one adds up and travels.
-        grads = tuple(tf.convert_to_tensor(g) for g in grads)
+        if not sparse or self._scale != 1:  # dense ones add up and travel
+            grads = tuple(tf.convert_to_tensor(g) for g in grads)
         if self._scale != 1:
             grads = tree.scale(grads, 1 / self._scale)
-        return grads, statistics, sums
+        return tuple(grads), statistics, sums
 
     def evaluate(self, weights, batch):
         return self._forward(weights, batch, None, None)[2]

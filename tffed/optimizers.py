@@ -34,7 +34,8 @@ class Optimizer(NamedTuple):
 
     Attributes:
         init: `(params, learning_rate=None) -> OptimizerState`.
-        step: `(state, params, grads) -> (state, params)`; flat tuples of tensors in Keras's order.
+        step: `(state, params, grads) -> (state, params)`; flat tuples of tensors in Keras's order;
+            plain SGD also takes gradients that are `tf.IndexedSlices`.
         learning_rate: The initial learning rate, or None where a schedule gives it.
         plain_sgd: True for gradient descent without momentum, decay, clipping or schedule, which
             some algorithms (SCAFFOLD) require.
@@ -172,6 +173,8 @@ def _clip(optimizer, grads):
 
 def _sgd(o):
     def update(param, grad, slots, lr, _):
+        if isinstance(grad, tf.IndexedSlices):
+            return tf.tensor_scatter_nd_sub(param, grad.indices[:, None], grad.values * lr), ()
         if not slots:
             return param - grad * lr, ()
         momentum = slots[0] * o.momentum - grad * lr
