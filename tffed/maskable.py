@@ -4,15 +4,16 @@ import keras
 import tensorflow as tf
 
 from tffed.keras_model import layers
+from tffed.recurrent import replaceable
 
-_RECURRENT = ("LSTM", "LSTMCell", "GRU", "GRUCell", "SimpleRNN", "SimpleRNNCell", "Bidirectional")
 _LAYERS = (
     *("InputLayer", "Dense", "Flatten", "Reshape", "Permute", "RepeatVector", "Activation", "ReLU"),
     *("LeakyReLU", "PReLU", "ELU", "Softmax", "Dropout", "SpatialDropout1D", "Rescaling"),
     *("LayerNormalization", "RMSNormalization", "GroupNormalization", "UnitNormalization"),
     *("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "Dot"),
     *("Embedding", "Identity", "GlobalAveragePooling1D", "GlobalMaxPooling1D", "EinsumDense"),
-    *("MultiHeadAttention", "Sequential", "Functional", *_RECURRENT),
+    *("LSTM", "LSTMCell", "GRU", "GRUCell", "SimpleRNN", "SimpleRNNCell", "Bidirectional"),
+    *("MultiHeadAttention", "Sequential", "Functional"),
 )
 # Operations of keras.ops between the layers of a functional model.
 _ELEMENTWISE = (
@@ -30,18 +31,16 @@ def independent_examples(model):
     """Whether masked padding leaves a model's loss, gradient and metrics exact, and XLA serves it.
 
     True for Sequential and functional models of one output, of Keras's own dense, embedding,
-    attention, recurrent and elementwise layers and of elementwise operations and reductions within
-    an example, without regularizers, Keras masks, weighted metrics or overridden methods. Not for
-    convolutions: XLA's gradient of one inside a loop is an order of magnitude slower on a CPU. Nor
-    for recurrent layers where there is a GPU: cuDNN serves them there, but not under XLA.
+    attention and elementwise layers, recurrent ones with a loop of ours, and elementwise operations
+    and reductions within an example, without regularizers, Keras masks, weighted metrics or
+    overridden methods. Not for convolutions: XLA's gradient of one inside a loop is an order of
+    magnitude slower on a CPU. Nor for Keras's recurrent loop, whose gradient XLA may not compile.
     """
-    gpu = bool(tf.config.list_logical_devices("GPU"))
     known = all(
         type(layer).__module__.startswith("keras.")
         and type(layer).__name__ in _LAYERS
-        and not (gpu and type(layer).__name__ in _RECURRENT)
         and not getattr(layer, "mask_zero", False)
-        and not getattr(layer, "stateful", False)
+        and (replaceable(layer) or not isinstance(layer, keras.layers.RNN))
         for layer in layers(model)
     )
     if not known or not all(_within_examples(node) for node in _nodes(model)):

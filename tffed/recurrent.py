@@ -19,15 +19,12 @@ from tffed.keras_model import layers
 def own_loops(model):
     """While it lasts, the model's recurrent layers run these loops where they equal Keras's.
 
-    That is so for Keras's own LSTM, GRU (`reset_after=True`) and SimpleRNN in float32, with the
-    default activations, without dropout or state kept between batches, when they get no mask. All
-    others, and all where there is a GPU (for which Keras has cuDNN), keep Keras's loop. Gradients
-    are of first order only.
+    That is so for `replaceable` layers when they get no mask. Gradients are of first order only.
 
     Args:
         model: A Keras model; afterwards it is as it was.
     """
-    chosen = [layer for layer in layers(model) if _replaceable(layer)]
+    chosen = [layer for layer in layers(model) if replaceable(layer)]
     try:
         for layer in chosen:  # past Keras's __setattr__, which would track the function
             vars(layer)["inner_loop"] = functools.partial(_inner_loop, layer)
@@ -37,8 +34,13 @@ def own_loops(model):
             vars(layer).pop("inner_loop", None)
 
 
-def _replaceable(layer):
-    """Whether a loop of this file computes what the layer does."""
+def replaceable(layer):
+    """Whether a loop of this file computes what a layer does, if it gets no mask.
+
+    True for Keras's own LSTM, GRU (`reset_after=True`) and SimpleRNN in float32, with the default
+    activations, without dropout or state kept between batches. False where there is a GPU, for
+    which Keras has cuDNN.
+    """
     if type(layer) not in _RUNS or tf.config.list_logical_devices("GPU"):
         return False
     cell = layer.cell
@@ -203,8 +205,8 @@ def _scan(step, state, inputs, widths, reverse=False):
     Returns:
         `(state, outputs)`: the last state and the outputs stacked to `[time, batch, width]`.
     """
-    steps = inputs[0].shape[0] or tf.shape(inputs[0])[0]
-    batch = inputs[0].shape[1]
+    time, batch = inputs[0].shape[:2]
+    steps = time or tf.shape(inputs[0])[0]
     arrays = [tf.TensorArray(tf.float32, steps, element_shape=[batch, w]) for w in widths]
 
     def body(k, state, arrays):
@@ -215,7 +217,10 @@ def _scan(step, state, inputs, widths, reverse=False):
     _, state, arrays = tf.while_loop(
         lambda k, *_: k < steps, body, (tf.constant(0), state, arrays), parallel_iterations=1
     )
-    return state, [array.stack() for array in arrays]
+    stacked = [array.stack() for array in arrays]
+    for outputs in stacked:  # which have lost their length, and XLA needs it
+        outputs.set_shape([time, None, None])
+    return state, stacked
 
 
 def _before(first, series):
