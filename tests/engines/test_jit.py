@@ -158,6 +158,11 @@ def test_sequence_models_equal_the_graph(model):
     assert history[-1] == pytest.approx(metrics[-1], rel=1e-4)
 
 
+def test_recurrent_models_do_not_train_side_by_side():
+    with pytest.raises(ValueError, match="recurrent"):
+        train(tffed.fed_avg(batch_size=4), clients(), True, model=recurrent(), batched=True)
+
+
 def test_spatial_dropout_keeps_the_expected_loss():
     layer = keras.layers.SpatialDropout1D(0.5)
     data = tffed.data.from_dict({n: (np.ones((n, 6), "f"), np.zeros(n, int)) for n in (300, 399)})
