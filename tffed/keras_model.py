@@ -151,37 +151,6 @@ def class_weigher(class_weight):
     return weigh
 
 
-_INDEPENDENT = (
-    *("InputLayer", "Dense", "Flatten", "Reshape", "Permute", "RepeatVector", "Activation", "ReLU"),
-    *("LeakyReLU", "PReLU", "ELU", "Softmax", "Dropout", "Rescaling", "LayerNormalization"),
-    *("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "Dot"),
-    *("Embedding", "Identity", "GlobalAveragePooling1D", "GlobalMaxPooling1D", "EinsumDense"),
-)
-
-
-def independent_examples(model):
-    """Whether masked padding leaves a model's loss, gradient and metrics exact, and XLA serves it.
-
-    True for Sequential and functional models of one output, of Keras's own dense, embedding and
-    elementwise layers, without regularizers, Keras masks, weighted metrics or overridden methods.
-    Not for convolutions: XLA's gradient of one inside a loop is an order of magnitude slower on a
-    CPU.
-    """
-    known = all(
-        type(layer).__module__.startswith("keras.")
-        and type(layer).__name__ in (*_INDEPENDENT, "Sequential", "Functional")
-        and not getattr(layer, "mask_zero", False)
-        for layer in layers(model)
-    )
-    means = all(
-        getattr(loss, "reduction", "sum_over_batch_size") in ("sum_over_batch_size", "mean")
-        for loss in tf.nest.flatten(model.loss)
-    )
-    compiled = getattr(model, "_compile_metrics", None)
-    weighted = compiled is not None and compiled._user_weighted_metrics
-    return known and means and len(model.outputs) == 1 and not weighted and not model.losses
-
-
 def update_masked_metrics(model, y, y_pred, mask):
     """Updates the unweighted metrics of a one-output model with the rows that count."""
     (y,), (y_pred,) = tf.nest.flatten(y), tf.nest.flatten(y_pred)

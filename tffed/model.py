@@ -11,7 +11,6 @@ from tffed.keras_model import (
     check,
     class_weigher,
     compile_model,
-    independent_examples,
     layers,
     loss_scale,
     metrics_builder,
@@ -19,6 +18,8 @@ from tffed.keras_model import (
     statistics_of,
     update_masked_metrics,
 )
+from tffed.maskable import independent_examples
+from tffed.recurrent import own_loops
 
 
 class ModelWeights(NamedTuple):
@@ -198,7 +199,8 @@ class _Functions:
         if mask is not None:
             sample_weight = mask if sample_weight is None else mask * sample_weight
         with keras.StatelessScope(self._mapping(weights, seed, sums), collect_losses=True) as scope:
-            y_pred = model(x, training=training)
+            with own_loops(model):
+                y_pred = model(x, training=training)
             value = model.compute_loss(x, y, y_pred, sample_weight, training=training)
             if mask is None:
                 model.compute_metrics(x, y, y_pred, sample_weight)

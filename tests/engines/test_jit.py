@@ -111,6 +111,99 @@ def test_the_same_bits_with_any_lanes_and_again():
             np.testing.assert_array_equal(a, b)
 
 
+def sequence(*inner):
+    """Six numbers as a sequence of three pairs, through the layers."""
+    layers = keras.layers
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Reshape((3, 2)), *inner, layers.Flatten(), layers.Dense(3)]
+    )
+
+
+def recurrent():
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+    return sequence(
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True)),
+        layers.GRU(4, return_sequences=True, go_backwards=True),
+        layers.SimpleRNN(3, return_sequences=True),
+    )
+
+
+def normalised():
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+    norms = layers.RMSNormalization(), layers.GroupNormalization(2), layers.UnitNormalization()
+    return sequence(layers.Dense(4), *norms)
+
+
+def transformer():
+    keras.utils.set_random_seed(4)
+    layers, ops = keras.layers, keras.ops
+    x = keras.Input((6,))
+    tokens = ops.cast(ops.clip(4 * ops.abs(x), 0, 7), "int32")
+    places = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
+    h = layers.Embedding(8, 4)(tokens) + layers.Embedding(6, 4)(places)
+    h = layers.LayerNormalization()(h + layers.MultiHeadAttention(2, 3)(h, h, use_causal_mask=True))
+    h = ops.concatenate([ops.relu(h[:, -1]), ops.mean(h, axis=1)], axis=-1)
+    return keras.Model(x, layers.Dense(3)(h))
+
+
+@pytest.mark.parametrize("model", [recurrent, normalised, transformer])
+def test_sequence_models_equal_the_graph(model):
+    data, recipe = clients(), tffed.fed_avg(batch_size=4)
+    state, history, capacity = train(recipe, data, True, model=model())
+    expected, metrics, _ = train(recipe, data, False, model=model())
+    assert capacity == max(SIZES)
+    assert_close(state.weights, expected.weights)
+    assert history[-1] == pytest.approx(metrics[-1], rel=1e-4)
+
+
+def test_recurrent_models_do_not_train_side_by_side():
+    with pytest.raises(ValueError, match="recurrent"):
+        train(tffed.fed_avg(batch_size=4), clients(), True, model=recurrent(), batched=True)
+
+
+def test_spatial_dropout_keeps_the_expected_loss():
+    layer = keras.layers.SpatialDropout1D(0.5)
+    data = tffed.data.from_dict({n: (np.ones((n, 6), "f"), np.zeros(n, int)) for n in (300, 399)})
+    model = sequence(layer)
+    four = [[a, b] * 3 for a in (0.0, 2.0) for b in (0.0, 2.0)]  # channels kept or not
+    losses = [-np.log(p[0]) for p in keras.ops.softmax(model.layers[-1](np.array(four, "f")))]
+    _, history, capacity = train(tffed.fed_avg(batch_size=400), data, True, model=model)
+    # Hoeffding's bound for 699 independent examples, wrong once in a million runs.
+    bound = np.ptp(losses) * np.sqrt(np.log(2e6) / (2 * 699))
+    assert capacity == 399 and abs(history[0]["loss"] - np.mean(losses)) < bound
+
+
+OPS = keras.ops
+CROSSINGS = {
+    "mean over examples": lambda h: h - OPS.mean(h, axis=0, keepdims=True),
+    "mean over all": lambda h: h - OPS.mean(h),
+    "negative axis": lambda h: h + OPS.cumsum(h, axis=-2),
+    "softmax": lambda h: keras.layers.Softmax(axis=0)(h),
+    "ranks": lambda h: OPS.mean(h[:, :1] - h[:, 0], axis=1)[:, None],
+    "reversed": lambda h: h + h[::-1, :],
+    "product": lambda h: OPS.matmul(h, OPS.matmul(OPS.transpose(h), h)),
+}
+
+
+@pytest.mark.parametrize("kind", CROSSINGS)
+def test_models_whose_examples_see_one_another_are_not_masked(kind):
+    x = keras.Input((6,))
+    h = CROSSINGS[kind](keras.layers.Dense(4)(x))
+    assert not from_keras(keras.Model(x, keras.layers.Dense(3)(h)), LOSS).maskable
+
+
+def test_recurrent_layers_in_the_loop_of_keras_are_not_masked():
+    layers = keras.layers
+    for model in (
+        [keras.Input((6,)), layers.Embedding(9, 4, mask_zero=True), layers.LSTM(3)],
+        [keras.Input((6, 2), batch_size=4), layers.GRU(3, stateful=True)],
+        [keras.Input((6, 2)), layers.Bidirectional(layers.SimpleRNN(3, "relu"))],
+    ):
+        assert not from_keras(keras.Sequential([*model, layers.Dense(3)]), LOSS).maskable
+
+
 @pytest.mark.parametrize(
     "layer",
     [keras.layers.BatchNormalization(), keras.layers.Dense(4, kernel_regularizer="l2")],

@@ -52,6 +52,9 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None, batched=Non
             shapes; None: the chunk is a graph, for clients of any size.
         batched: With a capacity, the number of clients to train side by side; None: a chunk has
             up to eight, which take turns.
+
+    Raises:
+        ValueError: `batched`, and the model has a recurrent layer.
     """
     if capacity is not None:
         _one_thread_a_product()
@@ -72,9 +75,12 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None, batched=Non
 
     number, pair = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
     rows = tf.TensorSpec([capacity], tf.int32)
-    like, _ = one.get_concrete_function(
+    traced = one.get_concrete_function(
         bc, arrays, rows, number, pair, client_state, pair, number if batched else None
-    ).structured_outputs
+    )
+    if batched:
+        _check_no_lists(traced.graph.as_graph_def())
+    like, _ = traced.structured_outputs
     like, collect = tree.spec(like), algorithm.collect
     most = None if capacity is None else batched or MOST_CLIENTS
     chunk = _side_by_side(one, collect) if batched else _in_turns(one, like, collect, most)
@@ -116,6 +122,16 @@ def _one_thread_a_product():
 
 def _stacked(nest, count=None):
     return tree.map(lambda s: tf.TensorSpec([count, *s.shape], s.dtype), nest)
+
+
+def _check_no_lists(graph):
+    """Checks that no loop collects its steps' outputs: `vectorized_map` of it defeats XLA."""
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    if any(node.op == "TensorListReserve" for node in nodes):
+        raise ValueError(
+            "Clients of a model with recurrent layers cannot train side by side. Received: "
+            "batched=True. Leave it out."
+        )
 
 
 def _side_by_side(one, collect):

@@ -1,0 +1,86 @@
+"""Which models may be padded and masked: those whose examples do not see one another."""
+
+import keras
+import tensorflow as tf
+
+from tffed.keras_model import layers
+from tffed.recurrent import replaceable
+
+_LAYERS = (
+    *("InputLayer", "Dense", "Flatten", "Reshape", "Permute", "RepeatVector", "Activation", "ReLU"),
+    *("LeakyReLU", "PReLU", "ELU", "Softmax", "Dropout", "SpatialDropout1D", "Rescaling"),
+    *("LayerNormalization", "RMSNormalization", "GroupNormalization", "UnitNormalization"),
+    *("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "Dot"),
+    *("Embedding", "Identity", "GlobalAveragePooling1D", "GlobalMaxPooling1D", "EinsumDense"),
+    *("LSTM", "LSTMCell", "GRU", "GRUCell", "SimpleRNN", "SimpleRNNCell", "Bidirectional"),
+    *("MultiHeadAttention", "Sequential", "Functional"),
+)
+# Operations of keras.ops between the layers of a functional model.
+_ELEMENTWISE = (
+    *("Add", "Subtract", "Multiply", "TrueDivide", "Divide", "Power", "Maximum", "Minimum", "Clip"),
+    *("Negative", "Absolute", "Square", "Sqrt", "Exp", "Log", "Sin", "Cos", "Cast", "OnesLike"),
+    *("Relu", "Gelu", "Silu", "Elu", "Softplus", "Sigmoid", "Tanh", "ZerosLike"),
+)
+_ALONG_AXES = (
+    *("Sum", "Mean", "Max", "Min", "Cumsum", "Softmax", "LogSoftmax", "Concatenate", "Stack"),
+    *("ExpandDims", "Squeeze"),
+)
+
+
+def independent_examples(model):
+    """Whether masked padding leaves a model's loss, gradient and metrics exact, and XLA serves it.
+
+    True for Sequential and functional models of one output, of Keras's own dense, embedding,
+    attention and elementwise layers, recurrent ones with a loop of ours, and elementwise operations
+    and reductions within an example, without regularizers, Keras masks, weighted metrics or
+    overridden methods. Not for convolutions: XLA's gradient of one inside a loop is an order of
+    magnitude slower on a CPU. Nor for Keras's recurrent loop, whose gradient XLA may not compile.
+    """
+    known = all(
+        type(layer).__module__.startswith("keras.")
+        and type(layer).__name__ in _LAYERS
+        and not getattr(layer, "mask_zero", False)
+        and (replaceable(layer) or not isinstance(layer, keras.layers.RNN))
+        for layer in layers(model)
+    )
+    if not known or not all(_within_examples(node) for node in _nodes(model)):
+        return False
+    means = all(
+        getattr(loss, "reduction", "sum_over_batch_size") in ("sum_over_batch_size", "mean")
+        for loss in tf.nest.flatten(model.loss)
+    )
+    compiled = getattr(model, "_compile_metrics", None)
+    weighted = compiled is not None and compiled._user_weighted_metrics
+    return means and len(model.outputs) == 1 and not weighted and not model.losses
+
+
+def _nodes(model):
+    """The calls of layers and operations that a model and the models in it are made of."""
+    for layer in layers(model):
+        graph = getattr(layer, "_functional", layer)  # that of a Sequential model
+        for depth in getattr(graph, "_nodes_by_depth", {}).values():
+            yield from depth
+
+
+def _within_examples(node):
+    """Whether a call leaves the first dimension alone, given that layers are among those above."""
+    operation, name = node.operation, type(node.operation).__name__
+    ranks = {len(tensor.shape) for tensor in (*node.input_tensors, *node.outputs)}
+    axes = tf.nest.flatten(getattr(operation, "axis", ()))
+    if not isinstance(operation, keras.layers.Layer):
+        if not type(operation).__module__.startswith("keras."):
+            return False
+        if name == "GetItem":
+            return _keeps_examples(*node.arguments.args[1:])
+        # Of one rank, or the examples of one operand would meet the features of another.
+        if not (name in _ELEMENTWISE and len(ranks) == 1 or name in _ALONG_AXES and axes):
+            return False
+    return all(axis is not None and axis % max(ranks) for axis in axes)
+
+
+def _keeps_examples(key=None):
+    """Whether `x[key]` takes all examples and the same part of each."""
+    simple = isinstance(key, tuple) and all(
+        part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in key
+    )
+    return simple and key[0] == slice(None)
