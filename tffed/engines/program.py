@@ -1,6 +1,5 @@
 """The compiled parts of a round: a chunk of clients, and the server's step."""
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,8 +55,6 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None, batched=Non
     Raises:
         ValueError: `batched`, and the model has a recurrent layer.
     """
-    if capacity is not None:
-        _one_thread_a_product()
     # Not inlined: the graph optimiser would join multiplications across the wire, and the bits
     # would differ from those of a message that really travelled. (XLA does inline it.)
     report = tf.function(
@@ -108,16 +105,6 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None, batched=Non
     vectors = tree.map(lambda v: tf.TensorSpec([None] * collect + v.shape[-1:], v.dtype), nothing)
     finish = finish.get_concrete_function(tree.spec(state), vectors, pair)
     return Program(chunk, finish, nothing, sent[0], tree.nbytes(bc), most, capacity)
-
-
-def _one_thread_a_product():
-    """Keeps XLA's matrix products on one thread each: lanes contend less, and the bits stay alike.
-
-    XLA reads its flags once, when a process first compiles with it; after that this does nothing.
-    """
-    flag, flags = "--xla_cpu_multi_thread_eigen", os.environ.get("XLA_FLAGS", "")
-    if flag not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}=false".strip()
 
 
 def _stacked(nest, count=None):
