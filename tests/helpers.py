@@ -50,7 +50,7 @@ def build(recipe, model, *, client=None, server=None, parts=None):
 def run(algorithm, model, data, cohorts, *, lanes=2, store=None, population=None):
     """Runs one round a cohort; returns the last state and the metrics of each round as floats."""
     clients = from_dict(data) if isinstance(data, dict) else data
-    engine = Embedded(algorithm, lanes=lanes, jit_compile=False)
+    engine = Embedded(algorithm, lanes=lanes, jit_compile=False, processes=False)
     state = algorithm.init(model.init(), population or len(clients))
     store = ClientStore() if store is None else store
     history = []

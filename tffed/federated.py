@@ -108,8 +108,9 @@ class Federated:
             lanes: Clients trained at a time; one a processor by default. The result is the same.
             jit_compile: Whether to compile local training with XLA where it can be (see
                 `Embedded`): dense models in batches of one size. Equal up to rounding.
-            processes: Whether clients that XLA does not serve train in worker processes; by default
-                those of larger models do (see `Embedded`). Equal up to rounding.
+            processes: Whether clients train in worker processes; by default those of larger models
+                that XLA does not serve do (see `Embedded`). True gives the same bits on machines
+                with other numbers of processors.
             batched: Whether clients that XLA serves train side by side; by default where there is a
                 GPU. Equal up to rounding.
 

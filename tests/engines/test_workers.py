@@ -1,6 +1,8 @@
 """Worker processes: the same sums as in this process, and nothing left behind."""
 
+import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tffed import random
 from tffed.aggregation import median
 from tffed.algorithms import fed_avg, scaffold
 from tffed.data import from_dict, from_function
+from tffed.engines import files
 from tffed.engines.embedded import Embedded
 from tffed.model import from_keras
 from tffed.store import ClientStore
@@ -65,9 +68,7 @@ MODEL = model()
 def remote():
     """An engine whose workers several tests use."""
     algorithm = build(scaffold(batch_size=4), MODEL, client=keras.optimizers.SGD(0.1))
-    engine = Embedded(algorithm, lanes=2, processes=True)
-    yield engine
-    engine._workers._pool.shutdown(kill_workers=True)
+    return Embedded(algorithm, lanes=2, processes=True)
 
 
 def test_workers_compute_what_this_process_computes(remote):
@@ -90,7 +91,6 @@ def test_bits_depend_neither_on_the_number_of_workers_nor_on_how_data_is_held(re
     assert_same_bits(rounds(alone, from_dict(data)), first)
     # Here the sums may be added in another order: the sizes are not asked for beforehand.
     assert_close(rounds(alone, lazy), first, TOLERANCE)
-    alone._workers._pool.shutdown(kill_workers=True)
 
 
 def test_reports_that_are_collected_come_back_one_by_one(remote):
@@ -98,7 +98,6 @@ def test_reports_that_are_collected_come_back_one_by_one(remote):
     algorithm = build(fed_avg(batch_size=4), MODEL, client=keras.optimizers.SGD(0.1),
                       parts=[median()])  # fmt: skip
     engine = Embedded(algorithm, lanes=2, processes=True)
-    engine._workers = remote._workers
     here = Embedded(algorithm, lanes=2, processes=False)
     assert_close(rounds(engine, clients), rounds(here, clients), TOLERANCE)
 
@@ -121,7 +120,6 @@ def test_python_code_in_the_graph_stays_in_this_process(remote):
 
     algorithm = build(fed_avg(batch_size=4), model(loss), client=keras.optimizers.SGD(0.1))
     engine = Embedded(algorithm, processes=True)
-    engine._workers = remote._workers
     rounds(engine, from_dict(make_clients(SIZES)), count=1)
     (program,) = engine._programs.values()
     assert not program.remote
@@ -132,19 +130,78 @@ def test_models_of_a_hundred_thousand_weights_have_workers(remote, filters, expe
     pure = model(filters=filters)
     algorithm = build(fed_avg(), pure, client=keras.optimizers.SGD(0.1))
     engine = Embedded(algorithm)
-    engine._workers = remote._workers
     rounds(engine, from_dict(make_clients(SIZES[:2])), count=1, pure=pure)
     (program,) = engine._programs.values()
     assert program.remote is expected
 
 
-_PROGRAM = """
-import os, signal, sys
-from tffed.engines import worker
-from tffed.engines.workers import Workers
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="sets processors as Linux does")
+def test_bits_do_not_depend_on_the_number_of_processors(tmp_path):
+    """In this process they do: XLA splits the products of this model by the number of threads."""
+    codes = (_WIDE.format(processors=n) for n in (1, os.cpu_count()))
+    digests = {program(tmp_path, code, check=True).stdout for code in codes}
+    assert len(digests) == 1 and len(digests.pop().strip()) == 32
+
+
+def test_files_of_a_federation_last_as_long_as_it_does(remote):
+    clients = from_dict(make_clients(SIZES))
+    rounds(remote, clients, count=1)
+    stored = remote._workers.store(clients.examples([]).arrays)
+    assert stored == remote._workers.store(clients.examples([]).arrays)
+    for found, held in zip(files.read(stored), clients.examples([]).arrays, strict=True):
+        np.testing.assert_array_equal(found, held)
+    rounds(remote, from_dict(make_clients(SIZES, seed=1)), count=1)
+    assert Path(stored.path).exists()
+    del clients, held
+    gc.collect()
+    assert not Path(stored.path).exists()
+
+
+def test_arrays_in_a_file_come_back_as_they_were(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.normal(size=(3, 5)).astype(np.float32),
+        np.float64(2.5),
+        rng.integers(0, 9, (7, 1, 2)).T,
+        np.zeros((0, 4), np.int32),
+        np.array([True, False]),
+    ]
+    stored = files.write(tmp_path / "arrays", arrays)
+    found = files.take(pickle.loads(pickle.dumps(stored)))
+    assert not list(tmp_path.iterdir())
+    for a, b in zip(found, arrays, strict=True):
+        assert (a.dtype, a.shape) == (np.asarray(b).dtype, np.shape(b))
+        np.testing.assert_array_equal(a, b)
+        assert a.ctypes.data % 64 == 0
+    assert files.take(files.write(tmp_path / "none", [])) == []
+
+
+_WIDE = """
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{processors}])
+import hashlib, keras, numpy as np, tffed
 
 if __name__ == "__main__":
-    workers = Workers(2)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(240, 784)).astype(np.float32), rng.integers(0, 10, 240)
+    clients = tffed.data.partition(x, y, clients=4, scheme=tffed.data.IID(), seed=0)
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(200, "relu"), keras.layers.Dense(10, "softmax")]
+    fed = tffed.Federated(keras.Sequential([keras.Input((784,)), *layers]),
+                          tffed.fed_avg(batch_size=20), seed=1)
+    fed.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy", processes=True)
+    fed.fit(clients, rounds=2, verbose=0)
+    bits = b"".join(w.tobytes() for w in fed.model.get_weights())
+    print(hashlib.md5(bits).hexdigest())
+"""
+
+
+_PROGRAM = """
+import os, signal, sys
+from tffed.engines import workers
+
+if __name__ == "__main__":
+    workers = workers.at_least(2)
     for future in [workers._pool.submit(os.getpid) for _ in range(2)]:
         future.result()
     print(*workers._pool._processes, workers._folder.name, flush=True)
@@ -153,21 +210,26 @@ if __name__ == "__main__":
 
 
 def test_workers_end_with_a_program_that_is_killed(tmp_path):
-    (tmp_path / "program.py").write_text(_PROGRAM)
-    done = subprocess.run(
-        [sys.executable, tmp_path / "program.py"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = program(tmp_path, _PROGRAM)
     assert done.returncode == -signal.SIGKILL
     *numbers, folder = done.stdout.split()
     end = time.monotonic() + 60
     while any(alive(int(n)) for n in numbers) or Path(folder).exists():
         assert time.monotonic() < end, "workers outlive their program"
         time.sleep(0.2)
+
+
+def program(folder, code, check=False):
+    """Runs a program of its own."""
+    (folder / "program.py").write_text(code)
+    return subprocess.run(
+        [sys.executable, folder / "program.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=180,
+        check=check,
+    )
 
 
 def alive(process):

@@ -17,7 +17,7 @@ from tffed.engines.reading import Reader
 _MOST_ROWS = 8192
 # Chunks come in multiples of these. In worker processes clients take long and chunks cost little.
 _CHUNKS, _REMOTE_CHUNKS = 4, 32
-# From so many weights on, a client is worth sending to a worker process.
+# From so many weights on, a graph is worth sending to a worker process.
 _WORTH_A_PROCESS = 100_000
 # Side by side train up to so many clients, and no more weights of them all than these.
 _SIDE_BY_SIDE, _MOST_WEIGHTS = 32, 2**27
@@ -31,17 +31,15 @@ class Embedded:
     the order of the chunks, so the result has the same bits for any number of lanes. Clients that
     are not held in memory are read ahead, one at a time, by a thread of their own.
 
-    A lane is one of three things:
+    A chunk is compiled by XLA where the algorithm is `maskable` and clients have at most 8192
+    examples, which are padded: to the largest client if the federation is held in memory, else the
+    chunk's to one of a few sizes, each compiled once. Otherwise the chunk is a graph. Lanes are
 
-    - a thread that runs the chunk as compiled by XLA, where `jit_compile` allows it, the algorithm
-      is `maskable`, and clients have at most 8192 examples. Clients are padded to the largest if
-      the federation is held in memory; else a chunk is to one of a few sizes, each compiled once.
-    - a worker process with one thread a kernel, so that lanes do not contend: for other models of
-      at least 100,000 trainable weights, on a machine without a GPU.
-    - a thread that runs the chunk as a graph, otherwise.
-
-    Which one depends on the model and the data alone, never on the number of processors. The bits
-    are the same for any number of lanes, but differ from one kind of lane to another.
+    - threads of this process for chunks compiled by XLA, for small models and where there is a GPU.
+      XLA's matrix products are shared among all of TensorFlow's threads, so there the last bits
+      depend on how many these are: by default, on the number of processors.
+    - worker processes, whose kernels have one thread each, for graphs of at least 100,000 weights,
+      or for everything with `processes=True`. The bits depend on no number of threads.
 
     Args:
         algorithm: An `Algorithm`.
@@ -49,7 +47,7 @@ class Embedded:
         check: `(arrays) -> None`, called on every client's arrays before they are trained on (once
             for a federation held in memory), to raise an error on bad data.
         jit_compile: Whether to use XLA where it can be used.
-        processes: Whether lanes without XLA are worker processes; None: as said above.
+        processes: Whether lanes are worker processes; None: as said above.
         batched: Whether lanes with XLA train up to 32 clients side by side, each step one for all
             of them, instead of one after the other; None: where there is a GPU, which one client's
             step does not fill.
@@ -108,6 +106,7 @@ class Embedded:
         """
         bc, fresh = self._start(state)
         parts, program, total, states = self._parts(clients, ids), None, None, {}
+        self._start_workers(len(parts))
         merge = _stack if self.algorithm.collect else tree.add
 
         def run(part, ready):
@@ -152,8 +151,7 @@ class Embedded:
             room = _MOST_WEIGHTS // tree.size(self._specs[0].weights)
             parts = alike(len(ids), sizes, max(1, min(room, _SIDE_BY_SIDE)))
         else:
-            remote = not self._jit and self._wants_workers()
-            parts = chunks(len(ids), sizes, _REMOTE_CHUNKS if remote else _CHUNKS)
+            parts = chunks(len(ids), sizes, _REMOTE_CHUNKS if self._remote() else _CHUNKS)
         return [[ids[p] for p in part] for part in parts]
 
     def _in_lanes(self, run, clients, parts, following):
@@ -191,9 +189,8 @@ class Embedded:
             most = int(clients.sizes().max())
             capacity = self._capacity(most, most)
             program = self._program(clients.spec, arrays, len(part), capacity)
-            if not program.remote:
-                return program, self._resident[1], rows, sizes
-            return program, tree.map(lambda array: array[rows], arrays), _count(rows), sizes
+            held = self._workers.store(arrays) if program.remote else self._resident[1]
+            return program, held, rows, sizes
         capacity = self._capacity(max(sizes, default=0), _bucket(len(rows)))
         if capacity is not None:
             arrays = tree.map(lambda array: _filled(array, _bucket(len(rows))), arrays)
@@ -226,23 +223,22 @@ class Embedded:
             batched = 2 ** math.ceil(math.log2(max(number, 1))) if self._batched else None
         key = (str(spec), capacity, batched)
         if key not in self._programs:
-            workers = self._start_workers() if capacity is None else None
             program = trace(self.algorithm, *self._specs, spec, capacity, batched)
-            self._programs[key] = program if workers is None else workers.take(program)
+            self._programs[key] = self._workers.take(program) if self._remote() else program
         return self._programs[key]
 
-    def _wants_workers(self):
-        if self._processes is None:
-            return tree.size(self._specs[0].weights.trainable) >= _WORTH_A_PROCESS
-        return self._processes
+    def _remote(self):
+        """Whether lanes are worker processes."""
+        if self._processes is not None:
+            return self._processes
+        return not self._jit and tree.size(self._specs[0].weights.trainable) >= _WORTH_A_PROCESS
 
-    def _start_workers(self):
-        """The worker processes, which start while the program is traced; None without."""
-        if self._wants_workers() and self._workers is None:
-            from tffed.engines.workers import Workers
+    def _start_workers(self, number):
+        """Starts worker processes, which takes them as long as tracing takes here."""
+        if self._remote():
+            from tffed.engines import workers
 
-            self._workers = Workers(self.lanes)
-        return self._workers if self._wants_workers() else None
+            self._workers = workers.at_least(min(self.lanes, max(number, 1)))
 
 
 def _stack(first, second):
@@ -265,7 +261,3 @@ def _bucket(rows):
 def _filled(array, rows):
     """An array with rows of zeros after its own; no client has these."""
     return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))
-
-
-def _count(rows):
-    return np.arange(len(rows), dtype=np.int32)

@@ -8,6 +8,9 @@ import threading
 import time
 from pathlib import Path
 
+import loky
+
+from tffed.engines import files
 from tffed.quiet import notes_aside
 
 
@@ -16,9 +19,11 @@ def start(parent, folder):
 
     Args:
         parent: Id of the process that asks. Once that is gone, so are this one and the folder.
-        folder: Where the graphs are.
+        folder: Where graphs and arrays are.
     """
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
+    # Else loky takes the memory that TensorFlow needs for a leak and starts the process anew.
+    loky.process_executor._USE_PSUTIL = False
     _load_tensorflow()
 
 
@@ -40,17 +45,37 @@ def _load_tensorflow():
     return tf
 
 
-def run(path, inputs):
-    """Runs the graph stored at `path` on NumPy arrays; returns its outputs as arrays."""
-    return [output.numpy() for output in _load(path)(*inputs)]
+def run(path, inputs, results):
+    """Runs a graph.
+
+    Args:
+        path: The file of the graph.
+        inputs: Its inputs in order: arrays, and `Stored` ones, which may be several.
+        results: The file for its outputs.
+
+    Returns:
+        The `Stored` outputs.
+    """
+    function, found = _graph(path), []
+    for value in inputs:
+        found.extend(_tensors(value) if isinstance(value, files.Stored) else [value])
+    return files.write(results, [output.numpy() for output in function(*found)])
 
 
 @functools.cache
-def _load(path):
+def _graph(path):
     tf = _load_tensorflow()
-    definition, *names = pickle.loads(Path(path).read_bytes())
+    definition, jit_compile, *names = pickle.loads(Path(path).read_bytes())
     graph = tf.compat.v1.GraphDef.FromString(definition)
     whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
     ends = [[whole.graph.get_tensor_by_name(name) for name in group] for group in names]
     function = whole.prune(*ends)
-    return lambda *inputs: function(*map(tf.constant, inputs))
+    if jit_compile:
+        function = tf.function(function, autograph=False, jit_compile=True)
+    return lambda *inputs: function(*map(tf.convert_to_tensor, inputs))
+
+
+@functools.lru_cache(maxsize=2)  # the round's broadcast and the federation
+def _tensors(stored):
+    tf = _load_tensorflow()
+    return [tf.experimental.dlpack.from_dlpack(a.__dlpack__()) for a in files.read(stored)]

@@ -1,4 +1,4 @@
-"""A compiled function in worker processes whose kernels have one thread each.
+"""Compiled functions in worker processes whose kernels have one thread each.
 
 TensorFlow fixes the number of threads of its kernels when it starts, for the whole process, and a
 user's process has started long before the first round. Processes of our own can have one thread a
@@ -6,6 +6,8 @@ kernel, so lanes do not fight over the processors, and a kernel's bits do not de
 processors there are. Workers receive the traced graph and never import the user's code.
 """
 
+import atexit
+import contextlib
 import os
 import pickle
 import tempfile
@@ -16,74 +18,121 @@ from pathlib import Path
 import loky
 import tensorflow as tf
 
-from tffed.engines import worker
+from tffed.engines import files, worker
 
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 _PYTHON_OPERATIONS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+_shared = []
+_sharing = threading.Lock()
+
+
+def at_least(count):
+    """The `Workers` of this program, `count` processes or more; all engines share them."""
+    with _sharing:
+        if not _shared:
+            _shared.append(Workers())
+            atexit.register(_shared[0].end)
+    _shared[0].grow(count)
+    return _shared[0]
 
 
 class Workers:
-    """Worker processes, started at once in the background.
+    """Worker processes, started in the background, and the files they read."""
 
-    Args:
-        count: Number of processes.
-    """
-
-    def __init__(self, count):
-        self._count, self._graphs = count, 0
-        self._replacing = threading.Lock()
+    def __init__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="tffed-")
-        self._pool = self._start()
+        self._lock = threading.RLock()
+        self._count, self._pool = 0, None
+        self._files, self._stored = 0, {}
+
+    def grow(self, count):
+        """Makes it `count` processes if there are fewer."""
+        with self._lock:
+            if count > self._count:
+                self._count = count
+                self._start()
 
     def _start(self):
-        pool = loky.ProcessPoolExecutor(self._count, env=_ENVIRONMENT)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)  # ends what it has been given
+        self._pool = loky.ProcessPoolExecutor(self._count, env=_ENVIRONMENT)
         for _ in range(self._count):
-            pool.submit(worker.start, os.getpid(), self._folder.name)
-        weakref.finalize(self, pool.shutdown, wait=False, kill_workers=True)
-        return pool
+            self._pool.submit(worker.start, os.getpid(), self._folder.name)
+
+    def end(self):
+        """Ends the processes at once and removes the files."""
+        self._pool.shutdown(wait=False, kill_workers=True)
+        self._folder.cleanup()
 
     def take(self, program):
         """A `Program` whose chunks run in the workers; the same one if it cannot leave its process.
 
-        Its chunk raises RuntimeError if a worker died; the next call finds new workers.
+        Its chunk takes the arrays that `store` gave, or NumPy's. It raises RuntimeError if a worker
+        died; the next call finds new workers.
         """
-        if not _can_leave(program.chunk):
+        if not can_leave(program.chunk):
             return program
-        return program._replace(chunk=self._remote(program.chunk), remote=True)
+        return program._replace(chunk=self._remote(program), remote=True)
 
-    def _remote(self, function):
-        self._graphs += 1
-        path = Path(self._folder.name) / f"{self._graphs}.graph"
+    def store(self, arrays):
+        """Writes a nest of arrays to a file that all workers read; it lasts as long as they do.
+
+        Returns:
+            The `files.Stored`, the same one for the same arrays.
+        """
+        leaves = tf.nest.flatten(arrays)
+        key = tuple(map(id, leaves))
+        with self._lock:
+            if key not in self._stored:
+                self._stored[key] = files.write(self._path("data"), leaves)
+                weakref.finalize(leaves[0], self._forget, key)
+            return self._stored[key]
+
+    def _forget(self, key):
+        _remove(self._stored.pop(key))
+
+    def _path(self, ending):
+        with self._lock:
+            self._files += 1
+            return Path(self._folder.name) / f"{self._files}.{ending}"
+
+    def _remote(self, program):
+        function, path = program.chunk, self._path("graph")
         names = [[t.name for t in tensors] for tensors in (function.inputs, function.outputs)]
-        path.write_bytes(pickle.dumps((_definition(function).SerializeToString(), *names)))
+        jit_compile = program.capacity is not None
+        path.write_bytes(
+            pickle.dumps((_definition(function).SerializeToString(), jit_compile, *names))
+        )
         captured = [tensor.numpy() for tensor in function.captured_inputs]
+        broadcast = _Latest(lambda bc: files.write(self._path("bc"), _arrays(bc)))
 
-        def call(*arguments):
-            inputs = [_array(leaf) for leaf in tf.nest.flatten(arguments)] + captured
-            pool = self._pool
-            try:
-                outputs = pool.submit(worker.run, str(path), inputs).result()
-            except loky.process_executor.BrokenProcessPool as error:
-                self._replace(pool)
-                told = " ".join(str(error).split()).rstrip(".")
-                raise RuntimeError(
-                    f"A worker process died, perhaps for want of memory. Received: {told}. Train "
-                    "with fewer lanes, or with processes=False; a run with a checkpoint_dir goes "
-                    "on from its last checkpoint."
-                ) from error
-            outputs = [tf.constant(output) for output in outputs]
-            return tf.nest.pack_sequence_as(function.structured_outputs, outputs)
+        def call(bc, arrays, *others):
+            data = [arrays] if isinstance(arrays, files.Stored) else _arrays(arrays)
+            inputs = [broadcast(bc), *data, *_arrays(others), *captured]
+            outputs = map(tf.constant, files.take(self._run(str(path), inputs)))
+            return tf.nest.pack_sequence_as(function.structured_outputs, list(outputs))
 
         return call
 
-    def _replace(self, broken):
-        """Puts new workers in the place of a broken pool, once for all lanes that meet it."""
-        with self._replacing:
-            if self._pool is broken:
-                self._pool = self._start()
+    def _run(self, path, inputs):
+        with self._lock:
+            pool = self._pool
+            future = pool.submit(worker.run, path, inputs, self._path("out"))
+        try:
+            return future.result()
+        except loky.process_executor.BrokenProcessPool as error:
+            with self._lock:  # once for all lanes that meet it
+                if self._pool is pool:
+                    self._start()
+            told = " ".join(str(error).split()).rstrip(".")
+            raise RuntimeError(
+                f"A worker process died, perhaps for want of memory. Received: {told}. Train "
+                "with fewer lanes, or with processes=False; a run with a checkpoint_dir goes "
+                "on from its last checkpoint."
+            ) from error
 
 
-def _can_leave(function):
+def can_leave(function):
     """Whether a graph holds no variables, tables or Python code of this process."""
     definition = _definition(function)
     nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
@@ -97,5 +146,27 @@ def _definition(function):
     return function.graph.as_graph_def()
 
 
-def _array(leaf):
-    return leaf.numpy() if tf.is_tensor(leaf) else leaf
+def _arrays(nest):
+    return [leaf.numpy() if tf.is_tensor(leaf) else leaf for leaf in tf.nest.flatten(nest)]
+
+
+class _Latest:
+    """Stores what it was last called with, once for all lanes; forgets what was before."""
+
+    def __init__(self, store):
+        self._store = store
+        self._held = (None, None)
+        self._lock = threading.Lock()
+
+    def __call__(self, nest):
+        with self._lock:
+            if self._held[0] is not nest:
+                if self._held[1] is not None:
+                    _remove(self._held[1])
+                self._held = (nest, self._store(nest))
+            return self._held[1]
+
+
+def _remove(stored):
+    with contextlib.suppress(OSError):  # still open in a worker, on Windows
+        os.remove(stored.path)
