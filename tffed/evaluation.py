@@ -45,14 +45,12 @@ class Evaluator:
         self._model = model
         self._batch_size = batch_size
         self._compiled = {}
-        self._report = tf.function(model.report, autograph=False)
 
     def pooled(self, weights, arrays) -> dict:
         """`{metric: float}` over all examples of `(x, y[, sample_weight])` arrays."""
         arrays = tree.map(tf.convert_to_tensor, arrays)
         rows = tf.range(tf.shape(tf.nest.flatten(arrays)[0])[0])
-        sums = self._function("pooled", self._pooled, arrays)(weights, arrays, rows)
-        return numbers(self._report(sums))
+        return self._metrics(self._run("pooled", self._pooled, weights, arrays, rows))
 
     def clients(self, weights, clients, ids, *, personal, states) -> ClientEvaluation:
         """Evaluates client by client.
@@ -74,21 +72,26 @@ class Evaluator:
             def body(weights, arrays, rows, offsets, states):
                 return self._by_client(weights, arrays, rows, offsets, states, personal)
 
-            run = self._function("clients", body, arrays)
-            sums, reports = run(weights, arrays, tf.constant(rows), offsets, states(part))
+            data = (arrays, tf.constant(rows), tf.constant(offsets), states(part))
+            sums, reports = self._run("clients", body, weights, *data)
             total = sums if total is None else tree.add(total, sums)
             found.append(reports)
             sizes.append(counts)
         metrics = {name: np.concatenate([f[name].numpy() for f in found]) for name in found[0]}
-        pooled = numbers(self._report(total))
+        pooled = self._metrics(total)
         return ClientEvaluation(list(ids), np.concatenate(sizes), metrics, pooled)
 
-    def _function(self, kind, body, arrays):
-        """The compiled `body` for arrays of these shapes, whatever their leading dimension."""
-        key = (kind, str(tree.map(lambda a: (a.shape[1:], a.dtype), arrays)))
+    def _metrics(self, sums):
+        return numbers(self._run("report", self._model.report, sums))
+
+    def _run(self, kind, body, fixed, *data):
+        """`body(fixed, *data)`, compiled for data of any leading dimension."""
+        specs = (tree.spec(fixed), *tree.map(_any_length, data))
+        key = (kind, str(specs))
         if key not in self._compiled:
-            self._compiled[key] = tf.function(body, autograph=False, reduce_retracing=True)
-        return self._compiled[key]
+            function = tf.function(body, autograph=False)
+            self._compiled[key] = function.get_concrete_function(*specs)
+        return self._compiled[key](fixed, *data)
 
     def _pooled(self, weights, arrays, rows):
         count, size = tf.size(rows), self._batch_size
@@ -119,6 +122,10 @@ class Evaluator:
             self._model.report, sums, fn_output_signature=tree.spec(self._model.report(first))
         )
         return tree.map(lambda s: tf.reduce_sum(s, 0), sums), reports
+
+
+def _any_length(leaf):
+    return tf.TensorSpec([None, *leaf.shape[1:]], leaf.dtype)
 
 
 def numbers(metrics):
