@@ -15,6 +15,8 @@ _LAYERS = (
     *("LSTM", "LSTMCell", "GRU", "GRUCell", "SimpleRNN", "SimpleRNNCell", "Bidirectional"),
     *("MultiHeadAttention", "Sequential", "Functional"),
 )
+# Losses that look at a batch as a whole.
+_WHOLE_BATCH = frozenset({"circle", "ctc", "dice", "tversky"})
 # Operations of keras.ops between the layers of a functional model.
 _ELEMENTWISE = (
     *("Add", "Subtract", "Multiply", "TrueDivide", "Divide", "Power", "Maximum", "Minimum", "Clip"),
@@ -30,11 +32,13 @@ _ALONG_AXES = (
 def independent_examples(model):
     """Whether masked padding leaves a model's loss, gradient and metrics exact, and XLA serves it.
 
-    True for Sequential and functional models of one output, of Keras's own dense, embedding,
-    attention and elementwise layers, recurrent ones with a loop of ours, and elementwise operations
-    and reductions within an example, without regularizers, Keras masks, weighted metrics or
-    overridden methods. Not for convolutions: XLA's gradient of one inside a loop is an order of
-    magnitude slower on a CPU. Nor for Keras's recurrent loop, whose gradient XLA may not compile.
+    True for Sequential and functional models of one output of two dimensions, of Keras's own dense,
+    embedding, attention and elementwise layers, recurrent ones with a loop of ours, and elementwise
+    operations and reductions within an example, without regularizers, Keras masks, weighted metrics
+    or overridden methods. Losses and metrics must be Keras's own and give each example a value: one
+    of the user's may take the mean of a batch before the mask. Not for convolutions: XLA's gradient
+    of one inside a loop is an order of magnitude slower on a CPU. Nor for Keras's recurrent loop,
+    whose gradient XLA may not compile.
     """
     known = all(
         type(layer).__module__.startswith("keras.")
@@ -51,7 +55,23 @@ def independent_examples(model):
     )
     compiled = getattr(model, "_compile_metrics", None)
     weighted = compiled is not None and compiled._user_weighted_metrics
-    return means and len(model.outputs) == 1 and not weighted and not model.losses
+    metrics = tf.nest.flatten(compiled._user_metrics) if compiled is not None else []
+    by_example = all(_gives_each_a_value(f) for f in (*tf.nest.flatten(model.loss), *metrics))
+    plain = [len(output.shape) for output in model.outputs] == [2] and not model.losses
+    return means and by_example and plain and not weighted
+
+
+def _gives_each_a_value(function):
+    """Whether a loss or metric, or its name, is Keras's own and looks at one example at a time."""
+    if function is None:
+        return True
+    if isinstance(function, str):
+        return function.lower() not in _WHOLE_BATCH
+    inner = getattr(function, "fn", None) or getattr(function, "_fn", None) or function
+    name = getattr(inner, "__name__", type(inner).__name__)
+    kinds = (inner, function) if hasattr(inner, "__name__") else (type(inner), type(function))
+    own = all(getattr(kind, "__module__", "").startswith("keras.") for kind in kinds)
+    return own and name.lower() not in _WHOLE_BATCH
 
 
 def _nodes(model):

@@ -214,6 +214,31 @@ def test_where_padding_would_show_the_graph_is_kept(layer):
     assert train(tffed.fed_avg(batch_size=4), clients(), True, model=model)[2] is None
 
 
+def of_its_own(y, y_pred):
+    return tf.reduce_mean(keras.losses.mean_squared_error(tf.one_hot(y, 3), y_pred))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"metrics": [of_its_own]}, {"loss": of_its_own}, {"loss": keras.losses.Tversky()}],
+    ids=["metric", "loss", "loss of the batch"],
+)
+def test_what_may_have_averaged_a_batch_keeps_the_graph(arguments):
+    loss = arguments.pop("loss", LOSS)
+    pure = from_keras(dense(), loss, **arguments)
+    assert not pure.maskable
+    own = [LOSS, "mse", keras.losses.Huber(), keras.losses.mean_squared_error]
+    accuracy = ["accuracy", keras.metrics.SparseCategoricalAccuracy()]
+    assert all(from_keras(dense(), loss, metrics=accuracy).maskable for loss in own)
+
+
+def test_an_output_a_step_keeps_the_graph():
+    layers = keras.layers
+    stack = [layers.Embedding(9, 4), layers.LSTM(5, return_sequences=True), layers.Dense(9)]
+    model = keras.Sequential([keras.Input((6,), dtype="int32"), *stack])
+    assert not from_keras(model, LOSS).maskable
+
+
 def test_a_whole_client_batch_keeps_the_graph():
     assert train(tffed.fed_avg(), clients(), True)[2] is None
 

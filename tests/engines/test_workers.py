@@ -102,13 +102,28 @@ def test_reports_that_are_collected_come_back_one_by_one(remote):
     assert_close(rounds(engine, clients), rounds(here, clients), TOLERANCE)
 
 
-def test_a_dead_worker_is_told_and_replaced(remote):
+@pytest.mark.parametrize("found_out", [False, True], ids=["at work", "before"])
+def test_a_dead_worker_is_told_and_replaced(remote, found_out):
     clients = from_dict(make_clients(SIZES))
     before = rounds(remote, clients)
-    os.kill(next(iter(remote._workers._pool._processes)), signal.SIGKILL)
+    pool = remote._workers._pool
+    os.kill(next(iter(pool._processes)), signal.SIGKILL)
+    end = time.monotonic() + 60
+    while found_out and pool._flags.broken is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
     with pytest.raises(RuntimeError, match="A worker process died.*fewer lanes"):
         rounds(remote, clients)
     assert_same_bits(rounds(remote, clients), before)
+
+
+def test_other_labels_of_the_same_features_are_other_data(remote):
+    remote._start_workers(1)
+    workers, x = remote._workers, np.arange(4.0)
+    for k in range(5):
+        y = np.full(4, k)  # likely to come where the last one was
+        np.testing.assert_array_equal(files.read(workers.store((x, y)))[1], y)
+        del y
 
 
 def test_python_code_in_the_graph_stays_in_this_process(remote):

@@ -1,4 +1,4 @@
-"""The embedded engine: a whole round in this process, compiled, over several lanes."""
+"""The embedded engine: a whole round on this machine, compiled, over several lanes."""
 
 import math
 import os
@@ -24,7 +24,7 @@ _SIDE_BY_SIDE, _MOST_WEIGHTS = 32, 2**27
 
 
 class Embedded:
-    """Runs rounds of one algorithm in this process.
+    """Runs rounds of one algorithm on this machine.
 
     The cohort is cut into chunks; a lane (a thread) takes the next chunk, trains its clients one
     after the other in one compiled call, and hands back the sum of their reports. Sums are added in

@@ -85,11 +85,13 @@ class Workers:
         with self._lock:
             if key not in self._stored:
                 self._stored[key] = files.write(self._path("data"), leaves)
-                weakref.finalize(leaves[0], self._forget, key)
+                for leaf in leaves:  # once one is gone, its id may become another's
+                    weakref.finalize(leaf, self._forget, key)
             return self._stored[key]
 
     def _forget(self, key):
-        _remove(self._stored.pop(key))
+        if key in self._stored:
+            _remove(self._stored.pop(key))
 
     def _path(self, ending):
         with self._lock:
@@ -115,10 +117,10 @@ class Workers:
         return call
 
     def _run(self, path, inputs):
-        with self._lock:
-            pool = self._pool
-            future = pool.submit(worker.run, path, inputs, self._path("out"))
         try:
+            with self._lock:  # a pool that is replaced takes no more
+                pool = self._pool
+                future = pool.submit(worker.run, path, inputs, self._path("out"))
             return future.result()
         except loky.process_executor.BrokenProcessPool as error:
             with self._lock:  # once for all lanes that meet it
