@@ -26,6 +26,7 @@ class ServerState(NamedTuple):
         aggregator: The state of each stage of the aggregator.
         learning_rate: float32 scalar, the clients' learning rate in the next round.
         extra: The algorithm's own server state.
+        noise: The secret seed of all noise that protects someone; `()` where there is none.
     """
 
     round: Any
@@ -34,6 +35,7 @@ class ServerState(NamedTuple):
     aggregator: tuple
     learning_rate: Any
     extra: Any
+    noise: Any = ()
 
 
 class Algorithm(NamedTuple):
@@ -51,6 +53,7 @@ class Algorithm(NamedTuple):
         collect: Whether reports are stacked, one row a client, instead of added.
         name: For messages and checkpoints.
         maskable: Whether `client` also works on padded `LocalData`, as XLA needs.
+        mechanisms: The `tffed.privacy.Mechanism`s that protect clients or their examples.
     """
 
     init: Callable
@@ -63,6 +66,7 @@ class Algorithm(NamedTuple):
     collect: bool
     name: str
     maskable: bool = False
+    mechanisms: tuple = ()
 
 
 class Recipe(NamedTuple):
@@ -97,13 +101,18 @@ class Recipe(NamedTuple):
 
 
 class Broadcast(NamedTuple):
-    """What the clients of a round receive."""
+    """What the clients of a round receive.
+
+    `noise` is the secret seed of the clients' noise in a simulation. A client that is really apart
+    draws its own instead: else the server could take the noise off again.
+    """
 
     round: Any
     weights: ModelWeights
     aggregator: tuple
     learning_rate: Any
     extra: Any
+    noise: Any = ()
 
 
 class LocalUpdate(NamedTuple):
@@ -200,6 +209,7 @@ def compose(
             maskable and batches have a size.
     """
     local = model.local_statistics
+    mechanisms = tuple(m for m in (model.mechanism, *aggregator.mechanisms) if m is not None)
 
     def init(weights, population):
         return ServerState(
@@ -209,11 +219,15 @@ def compose(
             aggregator.init(weights.trainable),
             tf.constant(learning_rate or 0.0, tf.float32),
             server_init(weights, population),
+            random.secret() if mechanisms else (),
         )
 
     def broadcast(state):
         shared = aggregator.shared(state.aggregator)
-        return Broadcast(state.round, state.weights, shared, state.learning_rate, state.extra)
+        noise, _ = random.round_noise(state.noise, state.round)
+        return Broadcast(
+            state.round, state.weights, shared, state.learning_rate, state.extra, noise
+        )
 
     def new_client(bc):
         statistics = bc.weights.non_trainable if local else ()
@@ -230,6 +244,9 @@ def compose(
     def client(bc, state, data, seed):
         bc = bc._replace(weights=own_statistics(bc.weights, state))
         done = work(bc, state.algorithm, data, seed)
+        _check_extra(name, aggregator, done.extra)
+        if aggregator.mechanisms:
+            seed = random.client_noise(bc.noise, seed)
         update, stages = aggregator.encode(
             bc.aggregator, state.aggregator, done.update, done.examples, seed
         )
@@ -249,10 +266,15 @@ def compose(
             tf.constant(1.0),
             tf.constant(0.0),
         )
-        ok = tree.all_finite(full)
-        return tree.select(ok, full, tree.zeros_like(full)._replace(dropped=tf.constant(1.0)))
+        ok = tree.all_finite((message, full))
+        left_out = tree.zeros_like(full)._replace(dropped=tf.constant(1.0))
+        if aggregator.private:  # what is divided by must not tell who was left out
+            left_out = left_out._replace(update=update._replace(stats=left_out.update.stats))
+        return tree.select(ok, full, left_out)
 
     def finish(state, total, seed):
+        if aggregator.mechanisms:
+            _, seed = random.round_noise(state.noise, state.round)
         update, stages, metrics = aggregator.finish(state.aggregator, total.update, seed)
         if aggregator.collect:
             rest = tree.map(lambda x: tf.reduce_sum(x, 0), total._replace(update=()))
@@ -262,6 +284,7 @@ def compose(
         optimizer, trainable = server_optimizer.step(
             state.optimizer, state.weights.trainable, tree.scale(update, -1.0)
         )
+        trainable = aggregator.release(stages, trainable, seed)
         moved = tree.scale(rest.non_trainable, tf.math.divide_no_nan(1.0, weight))
         statistics = state.weights.non_trainable
         if not local:
@@ -287,7 +310,17 @@ def compose(
         collect=aggregator.collect,
         name=name,
         maskable=maskable,
+        mechanisms=mechanisms,
     )
+
+
+def _check_extra(name, aggregator, extra):
+    if aggregator.private and tf.nest.flatten(extra):
+        raise ValueError(
+            f"{name} sends more than its update, which noise on the sum of the updates does not "
+            f"cover. Received: the aggregator {aggregator.name}. Use an algorithm that sends "
+            "updates alone (fed_avg, fed_prox, fed_opt, fed_sgd), or noise in the clients' steps."
+        )
 
 
 def server_seed(seed, round_number):

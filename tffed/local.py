@@ -74,13 +74,17 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         total = width * epochs if steps is None else tf.constant(steps)
         # Touches only the rows of an embedding that the batch does.
         sparse = optimizer.plain_sgd and correct is None and not alike
+        noise = random.client_noise(bc.noise, seed)
 
         def run_step(order, i, *carry):
             weights, opt, sums = carry
             epoch, place = i // width, i % width
             picked, mask = _batch(data, order, place * batch, batch, batch_size)
-            step_seed = random.model_seed(seed, epoch * per_epoch + place)
-            grads, non_trainable, new = model.grad(weights, picked, step_seed, mask, sparse)
+            step = epoch * per_epoch + place
+            seeds = random.model_seed(seed, step), random.noise_seed(noise, step)
+            grads, non_trainable, new = model.grad(
+                weights, picked, seeds[0], mask, sparse, seeds[1]
+            )
             if correct is not None:
                 grads = correct(grads, weights.trainable, initial.trainable, extra)
             opt, trainable = optimizer.step(opt, weights.trainable, grads)

@@ -44,10 +44,12 @@ class FunctionalModel(NamedTuple):
 
     Attributes:
         init: `() -> ModelWeights`: the Keras model's present values.
-        grad: `(weights, batch, seed, mask=None, sparse=False) -> (gradients, non_trainable, sums)`.
+        grad: `(weights, batch, seed, mask=None, sparse=False, noise=()) -> (gradients,
+            non_trainable, sums)`.
             The gradient is that of the loss as Keras computes it for this batch; or, with a float32
             mask of ones and zeros by row, for the batch of the rows that count (only if
-            `maskable`). With `sparse`, an embedding's may come as `tf.IndexedSlices`.
+            `maskable`). With `sparse`, an embedding's may come as `tf.IndexedSlices`. `noise`:
+            the secret seed of a model with a `mechanism`, else `()`.
         evaluate: `(weights, batch) -> sums`, in inference mode.
         zeros: `(batch) -> sums` of no examples; `batch` gives only shapes.
         report: `(sums) -> {metric name: float32 scalar}`.
@@ -55,6 +57,7 @@ class FunctionalModel(NamedTuple):
         variables: The Keras variables behind `ModelWeights.trainable`.
         local_statistics: Whether `non_trainable` stays on each client.
         maskable: Whether padding a batch and masking it gives what the batch itself gives.
+        mechanism: The `tffed.privacy.Mechanism` by which gradients are noised, or None.
     """
 
     init: Callable
@@ -66,6 +69,7 @@ class FunctionalModel(NamedTuple):
     variables: list[Any]
     local_statistics: bool
     maskable: bool
+    mechanism: Any = None
 
 
 def from_keras(
@@ -168,7 +172,8 @@ class _Functions:
         states = (tf.zeros(v.shape, v.dtype) for v in self._model.metrics_variables)
         return (tf.zeros(()), tf.zeros(()), *states)
 
-    def grad(self, weights, batch, seed, mask=None, sparse=False):
+    def grad(self, weights, batch, seed, mask=None, sparse=False, noise=()):
+        del noise
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights.trainable)
             value, statistics, sums = self._forward(weights, batch, seed, mask)

@@ -1,18 +1,21 @@
 """Random streams that are pure functions of (seed, round, client id, step).
 
-A seed is an int32 tensor of shape (2,). Only integers are drawn, with a named generator: floats of
-TensorFlow's stateless generators differ with and without XLA, integers do not.
+A seed is an int32 tensor of shape (2,), a secret one (noise that protects someone comes from it) an
+int64 tensor of that shape. Only integers are drawn, with a named generator: floats of TensorFlow's
+stateless generators differ with and without XLA, integers do not.
 """
 
 import functools
 import hashlib
+import os
 
 import numpy as np
 import tensorflow as tf
 
 _ALGORITHM = "philox"
 _SORTED_AT_ONCE = (32, 128, 512, 2048)
-_MODEL_STREAM, _SHUFFLE_STREAM, _STAGE_STREAM = range(3)
+_MODEL_STREAM, _SHUFFLE_STREAM, _STAGE_STREAM, _NOISE_STREAM = range(4)
+_TO_CLIENTS, _TO_SERVER = range(2)
 
 
 def seed(value):
@@ -29,8 +32,20 @@ def seed(value):
     return tf.constant([int(value) >> 31, int(value) & 0x7FFFFFFF], tf.int32)
 
 
+def secret(value=None):
+    """A secret seed of 128 bits of the operating system's entropy; or of an integer, for tests."""
+    if value is None:
+        return tf.constant(np.frombuffer(os.urandom(16), np.int64))
+    return tf.cast(seed(value), tf.int64)
+
+
 def fold_in(seed, number):
-    """A new seed from a seed and an integer scalar."""
+    """A new seed from a seed and an integer scalar; of a secret one, another of 128 bits."""
+    if seed.dtype == tf.int64:
+        place = seed + tf.stack([tf.constant(0, tf.int64), tf.cast(number, tf.int64)])
+        return tf.random.stateless_uniform(
+            [2], place, minval=None, maxval=None, dtype=tf.int64, alg=_ALGORITHM
+        )
     return tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int32), _ALGORITHM)
 
 
@@ -46,6 +61,27 @@ def client_key(client_id):
 def client_seed(seed, round_number, key):
     """The seed of one client in one round; `key` is the tensor of `client_key`."""
     return fold_in(fold_in(fold_in(seed, round_number), key[0]), key[1])
+
+
+def round_noise(noise, round_number):
+    """The secret seeds `(for the clients, for the server)` of one round.
+
+    Neither follows from the other. `noise` is the run's secret seed; or `()`, which gives `()`.
+    """
+    if not len(noise):
+        return (), ()
+    here = fold_in(noise, round_number)
+    return fold_in(here, _TO_CLIENTS), fold_in(here, _TO_SERVER)
+
+
+def client_noise(noise, client):
+    """A client's secret seed in a round, from that of all clients (or `()`) and its own seed."""
+    return fold_in(fold_in(noise, client[0]), client[1]) if len(noise) else ()
+
+
+def noise_seed(client, step):
+    """The secret seed of the noise in local step `step`; `()` where there is no noise."""
+    return fold_in(fold_in(client, _NOISE_STREAM), step) if len(client) else ()
 
 
 def model_seed(client, step):

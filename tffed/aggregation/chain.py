@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tffed import random, tree
+from tffed.mechanism import AVERAGED_WEIGHTS, SERVER_SUM
 
 
 class Stage(NamedTuple):
@@ -23,6 +24,12 @@ class Stage(NamedTuple):
         bound: `(bound) -> bound`: from the largest L2 norm an update can have before the stage
             (None: unbounded) to that after it.
         name: For messages, reports and checkpoints, with the parameters.
+        mechanism: The `tffed.privacy.Mechanism` by which the stage protects someone, or None. Then
+            all stages of the chain receive secret seeds. If it is one on the server's sum, `decode`
+            clips: whatever a client sends, its value is finite and within the bound.
+        calibrate: `(noise_multiplier) -> Stage`: the same stage with other noise.
+        release: `(state, weights, seed) -> weights`, on the server, after the optimizer's step; or
+            None.
     """
 
     init: Callable = lambda like: ()
@@ -33,6 +40,9 @@ class Stage(NamedTuple):
     finish: Callable = lambda state, total, stats, clients, seed: (total, state, {})
     bound: Callable = lambda bound: None
     name: str = "stage"
+    mechanism: Any = None
+    calibrate: Callable | None = None
+    release: Callable | None = None
 
 
 class Reducer(NamedTuple):
@@ -45,12 +55,16 @@ class Reducer(NamedTuple):
         collect: Whether the reducer needs every client's value, stacked, instead of their
             weighted sum.
         name: For messages.
+        bounded: Whether no weight exceeds 1.
+        denominator: What the sum is divided by, if that depends on no client; else None.
     """
 
     weight: Callable
     finish: Callable
     collect: bool
     name: str
+    bounded: bool = False
+    denominator: float | None = None
 
 
 class EncodedUpdate(NamedTuple):
@@ -83,6 +97,12 @@ class Aggregator(NamedTuple):
         collect: Whether reports are stacked instead of added.
         bound: The largest L2 norm of an update that enters the sum, or None.
         name: The names of the parts.
+        mechanisms: The `tffed.privacy.Mechanism`s of the stages.
+        denominator: That of the reducer.
+        private: Whether the sum is noised: then no client is left out of it, not even one whose
+            value is not finite (it counts as zero).
+        calibrate: `(noise_multiplier) -> Aggregator`: the same with other noise.
+        release: `(state, weights, seed) -> weights`, after the server's step.
     """
 
     init: Callable
@@ -94,6 +114,11 @@ class Aggregator(NamedTuple):
     collect: bool
     bound: float | None
     name: str
+    mechanisms: tuple
+    denominator: float | None
+    private: bool
+    calibrate: Callable
+    release: Callable
 
 
 def chain(*parts) -> Aggregator:
@@ -112,7 +137,8 @@ def chain(*parts) -> Aggregator:
         *parts: Any number of `Stage`s, then one `Reducer` such as `mean()`.
 
     Raises:
-        ValueError: The parts are not stages followed by one reducer.
+        ValueError: The parts are not stages followed by one reducer, or what the stages do to
+            protect clients has no effect with the others.
     """
     *stages, reducer = parts or (None,)
     if not isinstance(reducer, Reducer) or not all(isinstance(s, Stage) for s in stages):
@@ -124,6 +150,8 @@ def chain(*parts) -> Aggregator:
     bound = None
     for stage in stages:
         bound = stage.bound(bound)
+    mechanisms = tuple(s.mechanism for s in stages if s.mechanism is not None)
+    _check_private(mechanisms, bound, reducer)
 
     def encode(shared, client_state, update, examples, seed):
         value, new, stats = update, [], []
@@ -154,6 +182,16 @@ def chain(*parts) -> Aggregator:
             metrics |= found
         return reducer.finish(value, total.weight), tuple(new), metrics
 
+    def calibrate(noise_multiplier):
+        new = (s.calibrate(noise_multiplier) if s.calibrate else s for s in stages)
+        return chain(*new, reducer)
+
+    def release(state, weights, seed):
+        for i, (stage, st) in enumerate(zip(stages, state, strict=True)):
+            if stage.release is not None:
+                weights = stage.release(st, weights, random.stage_seed(seed, i))
+        return weights
+
     return Aggregator(
         init=lambda like: tuple(stage.init(like) for stage in stages),
         shared=lambda state: tuple(s.shared(x) for s, x in zip(stages, state, strict=True)),
@@ -164,4 +202,31 @@ def chain(*parts) -> Aggregator:
         collect=reducer.collect,
         bound=bound,
         name=", ".join(part.name for part in parts),
+        mechanisms=mechanisms,
+        denominator=reducer.denominator,
+        private=any(m.place == SERVER_SUM for m in mechanisms),
+        calibrate=calibrate,
+        release=release,
     )
+
+
+def _check_private(mechanisms, bound, reducer):
+    if not mechanisms:
+        return
+    if len(mechanisms) > 1:
+        places = [m.place for m in mechanisms]
+        raise ValueError(
+            "Expected noise in one place of a chain: what two of them cost together is not "
+            f"accounted for. Received: noise at {places}. Leave one out."
+        )
+    if reducer.collect or not reducer.bounded:
+        raise ValueError(
+            "Noise protects a client only in a sum to which each adds a bounded part. Received: "
+            f"{reducer.name} after noise. Use mean('uniform'), or mean('examples', max_weight=…, "
+            "denominator=…)."
+        )
+    if mechanisms[0].place == AVERAGED_WEIGHTS and bound is None:
+        raise ValueError(
+            "Noise on the averaged weights protects no one while updates have any size. Received: "
+            "a chain without a bound. Put clip(…) before it."
+        )

@@ -1,11 +1,10 @@
 """Stages that bound the norm of each client's update."""
 
-from numbers import Real
-
 import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.chain import Stage
+from tffed.arguments import positive
 
 
 def clip(norm) -> Stage:
@@ -20,7 +19,7 @@ def clip(norm) -> Stage:
     Raises:
         ValueError: `norm` is not positive and finite.
     """
-    norm = _positive("norm", norm)
+    norm = positive("norm", norm)
 
     def encode(shared, client_state, value, seed):
         del shared, seed
@@ -54,8 +53,8 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
     Raises:
         ValueError: An argument is outside its range.
     """
-    norm = _positive("norm", norm)
-    learning_rate = _positive("learning_rate", learning_rate)
+    norm = positive("norm", norm)
+    learning_rate = positive("learning_rate", learning_rate)
     if not 0 < quantile < 1:
         raise ValueError(f"`quantile` must be in (0, 1). Received: quantile={quantile}")
 
@@ -86,9 +85,3 @@ def _clip(value, bound):
     factor = tf.minimum(1.0, tf.math.divide_no_nan(bound, norm))
     factor = tf.where(tf.math.is_finite(norm), factor, float("nan"))
     return tree.scale(value, factor), tf.cast(norm > bound, tf.float32)
-
-
-def _positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
-        raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value!r}")
-    return float(value)

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.chain import Reducer
+from tffed.arguments import positive
 
 _WEIGHTS = {
     "examples": lambda examples: examples,
@@ -11,23 +12,47 @@ _WEIGHTS = {
 }
 
 
-def mean(weighting="examples") -> Reducer:
+def mean(weighting="examples", *, max_weight=None, denominator=None) -> Reducer:
     """The weighted mean Σ_k p_k u_k, with p_k = n_k / Σ n_j or 1 / K.
 
     Sums as reports arrive: memory does not grow with the number of clients. A client that was left
     out counts in neither sum; of no clients the mean is zero.
 
+    Private sums need parts that are bounded and, where the number of clients is a secret too, a
+    divisor that does not depend on them: Σ_k w_k u_k / D with w_k = 1 or min(n_k, m) / m.
+
     Args:
         weighting: `"examples"` (McMahan et al. 2017) or `"uniform"`.
+        max_weight: With `"examples"`, the number m of examples from which on a client counts no
+            more.
+        denominator: The divisor D, e.g. the expected number of clients; None: Σ_k w_k.
 
     Raises:
-        ValueError: `weighting` is neither.
+        ValueError: `weighting` is neither, or a number is not positive, or `max_weight` is given
+            where all clients count alike.
     """
+    weight = _weighting(weighting)
+    for name, value in (("max_weight", max_weight), ("denominator", denominator)):
+        if value is not None:
+            positive(name, value)
+    if max_weight is not None:
+        if weighting == "uniform":
+            raise ValueError(
+                "`max_weight` bounds the weights of mean('examples'). Received: "
+                f"weighting='uniform', max_weight={max_weight}. Leave it out."
+            )
+
+        def weight(examples):
+            return tf.minimum(examples, max_weight) / max_weight
 
     def finish(total, weight):
-        return tree.scale(total, tf.math.divide_no_nan(1.0, weight))
+        factor = tf.math.divide_no_nan(1.0, weight) if denominator is None else 1.0 / denominator
+        return tree.scale(total, factor)
 
-    return Reducer(_weighting(weighting), finish, False, f"mean({weighting})")
+    extras = f", max_weight={max_weight}" if max_weight is not None else ""
+    extras += f", denominator={denominator}" if denominator is not None else ""
+    bounded = weighting == "uniform" or max_weight is not None
+    return Reducer(weight, finish, False, f"mean({weighting}{extras})", bounded, denominator)
 
 
 def median() -> Reducer:

@@ -1,5 +1,7 @@
 """Checks shared by the algorithms' arguments."""
 
+from tffed.arguments import positive_integer
+
 
 def check_local_work(local_epochs, local_steps, batch_size):
     """The three arguments as a dictionary, checked; `local_epochs` is 1 if neither is given."""
@@ -19,9 +21,3 @@ def check_local_work(local_epochs, local_steps, batch_size):
         if value is not None:
             positive_integer(name, value)
     return arguments
-
-
-def positive_integer(name, value):
-    """Raises a ValueError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")

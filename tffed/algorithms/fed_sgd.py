@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import random, tree
 from tffed.algorithm import LocalUpdate, Recipe, compose
-from tffed.algorithms.arguments import positive_integer
+from tffed.arguments import positive_integer
 from tffed.model import ModelWeights
 
 
@@ -30,7 +30,8 @@ def fed_sgd(*, batch_size=None) -> Recipe:
         gradient = _full_gradient(model, batch_size)
 
         def work(bc, state, data, seed):
-            grads, non_trainable, sums = gradient(bc.weights, data, seed)
+            noise = random.client_noise(bc.noise, seed)
+            grads, non_trainable, sums = gradient(bc.weights, data, seed, noise)
             examples = tf.cast(data.count, tf.float32)
             return LocalUpdate(tree.scale(grads, -1.0), non_trainable, (), state, examples, sums)
 
@@ -43,19 +44,25 @@ def fed_sgd(*, batch_size=None) -> Recipe:
 
 
 def _full_gradient(model, batch_size):
-    """`(weights, data, seed) -> (gradients, non_trainable, sums)` over all of a client's rows."""
+    """`(weights, data, seed, noise) -> (gradients, non_trainable, sums)` over a client's rows."""
 
-    def full_batch(weights, data, seed):
-        return model.grad(weights, data.take(data.rows), random.model_seed(seed, 0))
+    def full_batch(weights, data, seed, noise):
+        rows = data.take(data.rows)
+        return model.grad(
+            weights, rows, random.model_seed(seed, 0), noise=random.noise_seed(noise, 0)
+        )
 
-    def in_batches(weights, data, seed):
+    def in_batches(weights, data, seed, noise):
         count = data.count
 
         def body(t, total, non_trainable, sums):
             rows = data.rows[t * batch_size : tf.minimum((t + 1) * batch_size, count)]
             here = ModelWeights(weights.trainable, non_trainable)
             grads, non_trainable, new = model.grad(
-                here, data.take(rows), random.model_seed(seed, t)
+                here,
+                data.take(rows),
+                random.model_seed(seed, t),
+                noise=random.noise_seed(noise, t),
             )
             total = tree.add(total, tree.scale(grads, tf.size(rows) / count))
             return t + 1, total, non_trainable, tree.add(sums, new)
