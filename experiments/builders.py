@@ -135,7 +135,10 @@ SERVER_OPTIMIZER = Choice("server_optimizer", {
 }, _of("server", "learning_rate"))
 
 AGGREGATOR = Choice("aggregator", {
-    "mean": Option(lambda **a: tffed.mean(**a), _same("weighting")),
+    "mean": Option(
+        lambda **a: tffed.mean(**a),
+        _same("weighting", max_weight="max_weight", denominator="mean_denominator"),
+    ),
     "median": Option(lambda: tffed.median()),
 })
 
@@ -150,15 +153,58 @@ CLIPPING = Choice("clipping", {
     ),
 })
 
+
+def _noise_stage(name):
+    return lambda **arguments: {"stages": [getattr(tffed.privacy, name)(**arguments)]}
+
+
+_STRENGTH = _same(clip="noise_clip", noise_multiplier="noise_multiplier")
+_LAYERS = _same(per_layer="noise_per_layer")
+_BUDGET = ("epsilon", "delta", "noise_seed")
+
+# Each makes the stages of the aggregator and the `privacy` of `Federated.compile`.
+NOISE = Choice("noise", {
+    "none": Option(dict),
+    "steps": Option(
+        lambda **arguments: {"privacy": tffed.privacy.dp_sgd(**arguments)},
+        _STRENGTH | _same("microbatches"), _BUDGET, required=("noise_clip",),
+    ),
+    "update": Option(
+        _noise_stage("local_gaussian"), _STRENGTH | _LAYERS, _BUDGET, required=("noise_clip",)
+    ),
+    "sum": Option(
+        _noise_stage("gaussian"), _STRENGTH | _LAYERS, _BUDGET, required=("noise_clip",)
+    ),
+    "sum_adaptive": Option(
+        _noise_stage("adaptive_gaussian"),
+        _STRENGTH | _same(
+            quantile="clip_quantile", learning_rate="clip_learning_rate",
+            expected_clients="expected_clients",
+        ),
+        _BUDGET,
+        required=("expected_clients",),
+    ),
+    "sum_tree": Option(
+        _noise_stage("tree_gaussian"), _STRENGTH | _same(period="noise_period"), _BUDGET,
+        required=("noise_clip", "noise_period"),
+    ),
+    "weights": Option(
+        _noise_stage("weight_noise"), _same(stddev="noise_stddev"), _BUDGET,
+        required=("noise_stddev",),
+    ),
+})
+
 CHOICES = (
-    TASK, PARTITION, SAMPLER, ALGORITHM, CLIENT_OPTIMIZER, SERVER_OPTIMIZER, AGGREGATOR, CLIPPING,
+    *(TASK, PARTITION, SAMPLER, ALGORITHM, CLIENT_OPTIMIZER, SERVER_OPTIMIZER, AGGREGATOR),
+    *(CLIPPING, NOISE),
 )
 RUN = (
     "rounds", "seed", "output_dir", "checkpoint", "checkpoint_freq", "fresh", "validation_freq",
     "verbose",
 )
 ALWAYS = (
-    "task", "sampler", "algorithm", "server_optimizer", "aggregator", "clipping", "lanes", *RUN,
+    "task", "sampler", "algorithm", "server_optimizer", "aggregator", "clipping", "noise",
+    "lanes", *RUN,
 )
 
 
@@ -172,6 +218,8 @@ def check(values):
         needs={
             "text_clients": "text_path",
             "client_nesterov": "client_momentum",
+            "epsilon": "delta",
+            "delta": "epsilon",
         },
     )
 
@@ -185,6 +233,7 @@ class Experiment(NamedTuple):
         test: `(x, y)` held out.
         cohort: The arguments of `Federated.fit` that say who takes part.
         origin: Where the data came from.
+        budget: The `tffed.privacy.Budget`, or None.
     """
 
     federated: Any
@@ -192,6 +241,7 @@ class Experiment(NamedTuple):
     test: tuple
     cohort: dict
     origin: str
+    budget: Any
 
 
 def build(values) -> Experiment:
@@ -214,13 +264,21 @@ def build(values) -> Experiment:
         scheme = PARTITION.build(values)
         clients = data.partition(*task.train, clients=values.clients, scheme=scheme, seed=seed)
     federated = tffed.Federated(task.model, ALGORITHM.build(values), seed=values.seed)
+    noise = NOISE.build(values)
     trains = "client_optimizer" in ALGORITHM.reads(values.algorithm)
     federated.compile(
         client_optimizer=CLIENT_OPTIMIZER.build(values) if trains else None,
         server_optimizer=SERVER_OPTIMIZER.build(values),
         loss=task.loss,
         metrics=task.metrics,
-        aggregator=tffed.chain(*CLIPPING.build(values), AGGREGATOR.build(values)),
+        aggregator=tffed.chain(
+            *CLIPPING.build(values), *noise.get("stages", []), AGGREGATOR.build(values)
+        ),
         lanes=values.lanes,
+        privacy=noise.get("privacy"),
+        noise_seed=values.noise_seed,
     )
-    return Experiment(federated, clients, task.test, SAMPLER.build(values), task.origin)
+    budget = None
+    if values.epsilon is not None:
+        budget = tffed.privacy.Budget(values.epsilon, values.delta)
+    return Experiment(federated, clients, task.test, SAMPLER.build(values), task.origin, budget)

@@ -55,6 +55,7 @@ def define(values=None):
     _client_optimizer(_Group(values, "client optimizer"))
     _server_optimizer(_Group(values, "server optimizer"))
     _aggregator(_Group(values, "aggregator"))
+    _privacy(_Group(values, "privacy"))
     engine = _Group(values, "engine")
     engine.integer("lanes", None, "Clients trained at a time; one a processor by default.",
                    **_COUNT)
@@ -134,10 +135,29 @@ def _aggregator(group):
     group.choice(builders.AGGREGATOR, "mean", "How updates become one.")
     flags.DEFINE_enum("weighting", None, ["examples", "uniform"],
                       "What clients count by; examples by default.", **group._common)
+    group.number("max_weight", None, "Examples from which on a client counts no more.")
+    group.number("mean_denominator", None, "What the sum of updates is divided by, if fixed.")
     group.choice(builders.CLIPPING, "none", "How the norm of each client's update is bounded.")
     group.number("clip_norm", None, "Largest norm of an update; the first one if adaptive.")
     group.number("clip_quantile", None, "Share of updates that adaptive clipping leaves whole.")
     group.number("clip_learning_rate", None, "Geometric step of the adaptive norm.")
+
+
+def _privacy(group):
+    group.choice(builders.NOISE, "none", "Where noise for differential privacy is added.")
+    group.number("noise_clip", None, "Norm that updates, or examples' gradients, are clipped to.")
+    group.number("noise_multiplier", None, "Deviation of the noise over that norm; solved for with "
+                 "--epsilon if not given.")
+    group.boolean("noise_per_layer", None, "Whether each layer is clipped by itself.")
+    group.integer("noise_period", None, "Rounds of a tree of noise.", **_COUNT)
+    group.number("noise_stddev", None, "Deviation of the noise on the averaged weights.")
+    group.number("expected_clients", None, "Clients a round that adaptive clipping reckons with.")
+    group.integer("microbatches", None, "Parts of a batch whose mean gradients are clipped; one an "
+                  "example by default.", **_COUNT)
+    group.number("epsilon", None, "Privacy budget; needs --delta.")
+    group.number("delta", None, "Of the privacy budget.")
+    group.integer("noise_seed", None, "Seed of all noise, for tests: protects no one.",
+                  lower_bound=0)
 
 
 def _run(group):

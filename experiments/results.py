@@ -1,7 +1,8 @@
 """What an experiment leaves in its output directory.
 
 `config.json` is written when the run begins and says which run it is, `metrics.csv` after each
-round, and `model.keras`, `plot.png` and `evaluation.json` at the end.
+round, and `model.keras`, `plot.png` and `evaluation.json` at the end; with noise also
+`privacy.json` and `privacy.png`.
 """
 
 import csv
@@ -15,6 +16,7 @@ from pathlib import Path
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.csv", "model.keras"
 PLOT, EVALUATION, CHECKPOINTS = "plot.png", "evaluation.json", "checkpoints"
+PRIVACY, PRIVACY_PLOT = "privacy.json", "privacy.png"
 # What a second call of the same experiment may have otherwise: it changes no round's result.
 _MAY_DIFFER = {"rounds", "output_dir", "lanes", "checkpoint", "checkpoint_freq", "fresh", "verbose"}
 
@@ -86,8 +88,8 @@ class OutputDirectory:
             writer.writerows(rows)
         os.replace(temporary, self.path / METRICS)
 
-    def finish(self, model, rows, clients, evaluation):
-        """Writes the model, the plot and, last, the evaluation.
+    def finish(self, model, rows, clients, evaluation, privacy=None):
+        """Writes the model, the plot, a `PrivacyReport` if there is one and, last, the evaluation.
 
         Returns:
             Paths of all files of the run.
@@ -96,12 +98,15 @@ class OutputDirectory:
 
         model.save(self.path / MODEL)
         plot_run(rows, clients, self.path / PLOT)
+        if privacy is not None:
+            self._write(PRIVACY, privacy.to_dict())
+            privacy.plot(self.path / PRIVACY_PLOT)
         self._write(EVALUATION, {"rounds": len(rows), **evaluation})
         return self.files()
 
     def files(self):
         """Paths of the files that are there."""
-        names = (METRICS, PLOT, MODEL, EVALUATION, CONFIG)
+        names = (METRICS, PLOT, PRIVACY, PRIVACY_PLOT, MODEL, EVALUATION, CONFIG)
         return [self.path / name for name in names if (self.path / name).is_file()]
 
     def _read(self, name):
@@ -123,7 +128,7 @@ def remove_files(directory):
         The names of what was removed.
     """
     removed = []
-    for name in (EVALUATION, MODEL, PLOT, METRICS, CONFIG):
+    for name in (EVALUATION, MODEL, PLOT, PRIVACY, PRIVACY_PLOT, METRICS, CONFIG):
         file = Path(directory) / name
         if file.is_file():
             file.unlink()

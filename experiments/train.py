@@ -68,8 +68,11 @@ def run(values, output, devices):
     rows = _fit(values, output, experiment)
     evaluation = _evaluate(experiment)
     _print_evaluation(evaluation)
+    report = _privacy(values, experiment.federated)
+    if report is not None:
+        print(f"\n{report}")
     model, clients = experiment.federated.model, experiment.clients
-    _print_files(output.finish(model, rows, clients, evaluation))
+    _print_files(output.finish(model, rows, clients, evaluation, report))
 
 
 def _fit(values, output, experiment):
@@ -89,6 +92,7 @@ def _fit(values, output, experiment):
             checkpoint_dir=_checkpoints(values, output),
             checkpoint_freq=values.checkpoint_freq,
             verbose=values.verbose,
+            privacy=experiment.budget,
         )
     except ValueError as error:
         if recorder.begun and not isinstance(error, CheckpointError):
@@ -121,6 +125,14 @@ def _evaluate(experiment):
             "percentiles": found.percentiles(),
         },
     }
+
+
+def _privacy(values, federated):
+    """The privacy report of a run with noise, else None."""
+    if values.noise == "none":
+        return None
+    smallest = 1 / (10 * federated.ledger.entries[-1].terms.population)
+    return federated.privacy_report(smallest if values.delta is None else values.delta)
 
 
 def _print_experiment(values, experiment, devices):

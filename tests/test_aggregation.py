@@ -287,3 +287,27 @@ def test_wrong_clipping_norms_are_refused(norm):
 
 def test_a_numpy_norm_is_a_number():
     assert chain(clip(np.float32(2.0)), mean()).bound == 2.0
+
+
+def test_bounded_weights_and_a_fixed_denominator():
+    values, n = updates(3), np.array([5.0, 10.0, 400.0])
+    w = np.minimum(n, 10) / 10
+    expected = [np.einsum("k,k...->...", w, column) / 4 for column in columns(values)]
+    aggregator = chain(mean("examples", max_weight=10, denominator=4))
+    assert_close(aggregate(aggregator, values, n)[0], expected)
+    assert aggregator.denominator == 4 and chain(mean()).denominator is None
+    expected = [np.einsum("k,k...->...", w, column) / w.sum() for column in columns(values)]
+    assert_close(aggregate(chain(mean("examples", max_weight=10)), values, n)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"max_weight": 0}, "`max_weight` must be positive"),
+        ({"denominator": -1.0}, "`denominator` must be positive"),
+        ({"weighting": "uniform", "max_weight": 3}, "max_weight=3. Leave it out"),
+    ],
+)
+def test_mean_refuses(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        mean(**arguments)

@@ -91,3 +91,39 @@ def test_padding_does_not_change_the_order_of_what_counts(padded):
         got = shuffle(values, seed, tf.constant(count)).numpy()
         np.testing.assert_array_equal(got[:count], random.shuffle(values[:count], seed))
         np.testing.assert_array_equal(np.sort(got), values)
+
+
+def test_secret_seeds_are_128_bits_of_the_operating_system():
+    found = [random.secret() for _ in range(50)]
+    assert {s.dtype for s in found} == {tf.int64} and len(values(found)) == 50
+    ones = np.unpackbits(np.array([s.numpy() for s in found]).view(np.uint8)).mean()
+    assert abs(ones - 0.5) < 0.5 / np.sqrt(50 * 128) * 5  # fails by chance once in 2 million
+    np.testing.assert_array_equal(random.secret(7), random.secret(7))
+
+
+def test_secret_seeds_keep_128_bits_and_do_not_follow_from_a_global_seed():
+    secret = tf.constant([2**60 + 7, -3], tf.int64)
+    children = [random.fold_in(secret, n) for n in range(2000)]
+    children += [random.fold_in(children[0], n) for n in range(2000)]
+    children += [random.fold_in(secret + tf.constant([1, 0], tf.int64), n) for n in range(2000)]
+    assert {c.dtype for c in children} == {tf.int64} and len(values(children)) == 6000
+    for half in (0, 1):  # each half alone tells them apart: neither is a counter or constant
+        assert len({int(c[half]) for c in children}) == 6000
+    tf.random.set_seed(1)
+    compiled = tf.function(random.fold_in, jit_compile=True)
+    np.testing.assert_array_equal(compiled(secret, 5), children[5])
+
+
+def test_the_noise_of_clients_steps_rounds_and_the_server_is_all_different():
+    secret, found = random.secret(), []
+    for number in range(3):
+        clients, server = random.round_noise(secret, tf.constant(number))
+        found += [clients, server]
+        for cid in ("anna", "ben"):
+            public = random.client_seed(random.seed(1), number, tf.constant(random.client_key(cid)))
+            mine = random.client_noise(clients, public)
+            found += [random.noise_seed(mine, step) for step in range(3)]
+            found += [random.stage_seed(mine, index) for index in range(3)]
+    assert len(values(found)) == len(found) == 3 * (2 + 2 * 6)
+    assert random.round_noise((), 0) == ((), ())
+    assert random.noise_seed(random.client_noise((), public), 0) == ()

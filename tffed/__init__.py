@@ -24,7 +24,9 @@ _HOMES = {
     "tffed.yogi": ("Yogi",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("aggregation", "algorithms", "data", "engines", "optimizers", "random", "tree")
+_MODULES = (
+    *("aggregation", "algorithms", "data", "engines", "optimizers", "privacy", "random", "tree"),
+)
 
 __all__ = sorted([*_HOME_OF, *_MODULES])
 

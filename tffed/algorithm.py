@@ -78,6 +78,8 @@ class Recipe(NamedTuple):
         config: The hyperparameters, JSON-able, for checkpoints and reports.
         local_training: Whether clients take optimizer steps (`client_optimizer` is needed).
         needs_server_optimizer: Whether the server optimizer has no default.
+        passes: `(clients) -> int`: in how many steps of a round one example of a `ClientData` takes
+            part at most, for the accounting of noise in those steps; None: not known.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Recipe(NamedTuple):
     config: dict
     local_training: bool = True
     needs_server_optimizer: bool = False
+    passes: Callable | None = None
 
     def __call__(self, model, *, client_optimizer=None, server_optimizer, aggregator):
         if self.local_training and client_optimizer is None:

@@ -1,10 +1,11 @@
 """`Federated`: federated training of a Keras model with Keras's own verbs."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 
-from tffed import optimizers, random, tree
-from tffed.aggregation import Aggregator, chain, mean
+from tffed import assembly, random, tree
 from tffed.algorithm import Recipe
 from tffed.callbacks import check_callbacks
 from tffed.checks import as_arrays, as_clients, check_inputs, check_rounds, label_check
@@ -19,7 +20,8 @@ from tffed.fitting import (
     fingerprint,
     fit_rounds,
 )
-from tffed.model import from_keras
+from tffed.privacy.budget import plan
+from tffed.privacy.ledger import Ledger
 from tffed.progress import RoundProgress
 from tffed.resume import RunFiles
 from tffed.store import ClientStore
@@ -50,6 +52,7 @@ class Federated:
         state: The `ServerState` after the last round, or None.
         history: The `keras.callbacks.History` of the last `fit`, or None.
         store: The `ClientStore` of the clients' own states, or None before the first `fit`.
+        ledger: The `tffed.privacy.Ledger`: what all `fit`s so far have released.
 
     Raises:
         ValueError: `algorithm` is no recipe, or `seed` no integer that can seed.
@@ -67,8 +70,10 @@ class Federated:
         self.state = None
         self.history = None
         self._recipe = algorithm
-        self._algorithm = None
+        self._parts = self._built = None
+        self._delta = None
         self.store = None
+        self.ledger = Ledger()
 
     def compile(
         self,
@@ -86,6 +91,8 @@ class Federated:
         jit_compile=True,
         processes=None,
         batched=None,
+        privacy=None,
+        noise_seed=None,
     ):
         """Sets what trains the model, as `keras.Model.compile` does.
 
@@ -113,66 +120,48 @@ class Federated:
                 with other numbers of processors.
             batched: Whether clients that XLA serves train side by side; by default where there is a
                 GPU. Equal up to rounding.
+            privacy: `tffed.privacy.dp_sgd(…)` for noise in the clients' steps; noise elsewhere is a
+                stage of the aggregator.
+            noise_seed: An integer from which all noise follows, for experiments that must be
+                repeated. Such a run protects no one, and its privacy report says so.
 
         Raises:
             ValueError: Something is missing, contradictory or out of range.
         """
-        if server_optimizer is None:
-            if self._recipe.needs_server_optimizer:
-                raise ValueError(
-                    f"{self._recipe.name} needs a server optimizer. Received: "
-                    "server_optimizer=None. Pass e.g. "
-                    "server_optimizer=keras.optimizers.SGD(0.1)."
-                )
-            server_optimizer = keras.optimizers.SGD(1.0)
-        server_optimizer = optimizers.get(server_optimizer)
-        model = from_keras(
+        self._parts = parts = assembly.collect(
+            self._recipe,
             self.model,
-            loss,
-            metrics,
+            client_optimizer,
+            server_optimizer,
+            aggregator,
+            privacy,
+            loss=loss,
+            metrics=metrics,
             loss_weights=loss_weights,
             weighted_metrics=weighted_metrics,
             class_weight=class_weight,
             batch_norm=batch_norm,
-            optimizer=server_optimizer,
         )
-        aggregator = chain(mean()) if aggregator is None else aggregator
-        if not isinstance(aggregator, Aggregator):
-            raise ValueError(
-                "Expected an aggregator from tffed.chain, e.g. chain(clip(1.0), mean()). "
-                f"Received: aggregator of type {type(aggregator).__name__}"
-            )
-        client = None
-        if client_optimizer is not None:
-            client_optimizer = optimizers.get(client_optimizer)
-            client = optimizers.from_keras(client_optimizer, model.variables)
-        self.client_optimizer, self.server_optimizer = client_optimizer, server_optimizer
-        self._functional = model
-        self._algorithm = self._recipe(
-            model,
-            client_optimizer=client,
-            server_optimizer=optimizers.from_keras(server_optimizer, model.variables),
-            aggregator=aggregator,
-        )
+        if noise_seed is not None:
+            random.seed(noise_seed)
+        self._noise_seed = noise_seed
+        self._functional = parts.model
+        self.client_optimizer = parts.client_optimizer
+        self.server_optimizer = parts.server_optimizer
+        options = {"jit_compile": jit_compile, "processes": processes, "batched": batched}
         self._settings = {
             "seed": self.seed,
-            "aggregator": aggregator.name,
+            "aggregator": parts.aggregator.name,
             "batch_norm": batch_norm,
             "class_weight": class_weight,
-            "jit_compile": jit_compile,
-            "processes": processes,
-            "batched": batched,
+            "privacy": None if privacy is None else privacy.name,
+            "noise_seed": noise_seed,
+            **options,
         }
         self._check = label_check(self.model)
-        self._engine = Embedded(
-            self._algorithm,
-            lanes=lanes,
-            check=self._check,
-            jit_compile=jit_compile,
-            processes=processes,
-            batched=batched,
-        )
-        self._evaluator = Evaluator(model)
+        self._options = {"lanes": lanes, "check": self._check, **options}
+        self._use(assembly.build(self._parts))
+        self._evaluator = Evaluator(parts.model)
         self.state = self.store = None
 
     def fit(
@@ -190,6 +179,7 @@ class Federated:
         checkpoint_dir=None,
         checkpoint_freq=1,
         verbose="auto",
+        privacy=None,
     ):
         """Trains for `rounds - initial_round` rounds.
 
@@ -212,6 +202,8 @@ class Federated:
             checkpoint_dir: Directory of the run's checkpoints.
             checkpoint_freq: Rounds from one checkpoint to the next.
             verbose: 0 silent, 1 lines and on a terminal a bar, 2 lines, "auto" is 1.
+            privacy: A `tffed.privacy.Budget`: sets the noise multiplier where none was given, and
+                ends the run before the round that would exceed it.
 
         Returns:
             The `keras.callbacks.History`: training loss and metrics, `val_…`, `clients`,
@@ -221,7 +213,7 @@ class Federated:
             ValueError: An argument or the data is wrong; see the message.
             FloatingPointError: Every client of a round sent a NaN or an infinity.
         """
-        if self._algorithm is None:
+        if self._parts is None:
             raise ValueError("Call compile(…) before fit(…): it sets the optimizers and the loss.")
         check_rounds(rounds, initial_round, validation_freq, checkpoint_freq)
         clients = as_clients(clients)
@@ -234,13 +226,14 @@ class Federated:
             self._recipe, self._settings, clients, sampler, rates, self._functional.init()
         )
         files = RunFiles(checkpoint_dir, identity, self.store)
+        stop, terms = self._protect(clients, sampler, initial_round, rounds, files, privacy)
         history = keras.callbacks.History()
         shown = RoundProgress(rounds, bar=None if verbose in ("auto", 1) else False)
         everything = [*callbacks, history, *([shown] if verbose else [])]
-        plan = Plan(
+        planned = Plan(
             clients=clients,
             sampler=sampler,
-            rounds=range(initial_round, rounds),
+            rounds=range(initial_round, stop),
             validate=validate,
             validation_freq=validation_freq,
             checkpoint_freq=checkpoint_freq,
@@ -249,11 +242,13 @@ class Federated:
             history=history,
             files=files,
             seed=self.seed,
+            terms=terms,
+            ledger=self.ledger,
         )
         self.model.stop_training = False
         try:
             fit_rounds(
-                plan,
+                planned,
                 self._engine,
                 self._functional,
                 self._start(clients),
@@ -284,7 +279,7 @@ class Federated:
         Raises:
             ValueError: `compile` was not called, or `y` is missing.
         """
-        if self._algorithm is None:
+        if self._parts is None:
             raise ValueError("Call compile(…) before evaluate(…): it sets the loss and metrics.")
         weights = self._functional.init()
         if isinstance(x, ClientData):
@@ -299,6 +294,64 @@ class Federated:
         """`model.predict(x)` of the global model."""
         return self.model.predict(x, **arguments)
 
+    def privacy_report(self, delta=None, *, relation=None, accountant=None):
+        """What may be claimed of all rounds so far, and on what it rests.
+
+        Args:
+            delta: δ; by default that of the last `fit`'s budget.
+            relation: `"add_or_remove"` (the default where cohorts are Poisson samples),
+                `"zero_out"` (the default elsewhere: one unit's contribution is set to zero) or
+                `"replace_one"` (it becomes another's, which changes a sum by twice as much).
+            accountant: `"rdp"`, `"pld"`, or None for the tighter one that serves.
+
+        Returns:
+            A `tffed.privacy.PrivacyReport`; `print` shows it, `plot(path)` draws ε by round.
+
+        Raises:
+            ValueError: No δ, or no noise was ever added, or nothing true is known to say.
+        """
+        from tffed.privacy.report import report
+
+        delta = self._delta if delta is None else delta
+        if delta is None:
+            raise ValueError(
+                "Expected δ, which is customarily below 1 / number of units. Received: "
+                "delta=None, and no fit had a budget. Give e.g. privacy_report(delta=1e-5)."
+            )
+        return report(self.ledger, delta, relation=relation, accountant=accountant)
+
+    def _use(self, built):
+        self._built, self._algorithm = built, built.algorithm
+        self._engine = Embedded(built.algorithm, **self._options)
+
+    def _protect(self, clients, sampler, initial_round, rounds, files, budget):
+        """`(round to stop before, Terms)` of a fit; puts in the noise that its budget asks for."""
+        done = files.peek()
+        first = 0 if self.state is None else int(self.state.round)
+        if done is not None:
+            initial_round, first = done["epoch"], done["round"]
+            self.ledger = self.ledger.resumed(done["privacy"])
+        found = plan(
+            self._parts,
+            self._built,
+            clients=clients,
+            sampler=sampler,
+            seed=self.seed,
+            first=first,
+            rounds=max(0, rounds - initial_round),
+            ledger=self.ledger,
+            budget=budget,
+            fixed_noise=self._noise_seed is not None,
+        )
+        if found.built is not self._built:
+            self._use(found.built)
+        if budget is not None:
+            self._delta = budget.delta
+        stop = initial_round + found.rounds
+        if stop < rounds:
+            warnings.warn(f"{budget} ends the run after round {stop} of {rounds}.", stacklevel=3)
+        return stop, found.terms
+
     def _keep(self, state, store):
         self.state, self.store = state, store
 
@@ -306,7 +359,10 @@ class Federated:
         """The state to go on from: the last one, with the Keras model's present weights."""
         weights = self._functional.init()
         if self.state is None:
-            return self._algorithm.init(weights, len(clients))
+            state = self._algorithm.init(weights, len(clients))
+            if self._noise_seed is not None and tf.is_tensor(state.noise):
+                state = state._replace(noise=random.secret(self._noise_seed))
+            return state
         return self.state._replace(weights=weights)
 
     def _check_data(self, clients):

@@ -27,6 +27,8 @@ class Plan(NamedTuple):
         history: The `keras.callbacks.History`.
         files: The `RunFiles`.
         seed: Integer seed.
+        terms: The `tffed.privacy.terms.Terms` of the rounds.
+        ledger: The `tffed.privacy.ledger.Ledger` that they are written to.
     """
 
     clients: Any
@@ -40,6 +42,8 @@ class Plan(NamedTuple):
     history: Any
     files: Any
     seed: int
+    terms: Any
+    ledger: Any
 
 
 def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
@@ -59,11 +63,20 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
     state, first = _resume(plan, state, snapshot, rates, keras_model)
     keep(state, plan.files.store)
     model.assign(state.weights)
+
+    def save(state, epoch):
+        record = {"epoch": plan.history.epoch, "history": plan.history.history}
+        record |= {"stopped": bool(keras_model.stop_training), "privacy": plan.ledger.to_json()}
+        plan.files.save(rates.write(state), epoch, record, snapshot.capture())
+
+    if plan.terms.mechanism is not None and plan.files.empty:
+        save(state, first)  # else a run that is killed in its first round would draw other noise
     for epoch in range(first, plan.rounds.stop):
         if keras_model.stop_training:
             break
         plan.all_callbacks.on_epoch_begin(epoch)
         state = rates.write(state)
+        cohort = plan.sampler.sample(plan.clients, seed=plan.seed, round=int(state.round))
         state, logs = run_round(
             engine,
             state,
@@ -73,15 +86,15 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
             store=plan.files.store,
             last=epoch + 1 == plan.rounds.stop,
         )
+        terms = plan.terms.at(float(state.optimizer.learning_rate))
+        plan.ledger.record(terms, cohort, logs["dropped"])
         if plan.validate is not None and (epoch + 1) % plan.validation_freq == 0:
             logs |= {f"val_{name}": value for name, value in plan.validate(state).items()}
         state = _show_callbacks(plan, model, state, epoch, logs)
         keep(state, plan.files.store)
         last = epoch + 1 == plan.rounds.stop or keras_model.stop_training
         if last or (epoch + 1) % plan.checkpoint_freq == 0:
-            record = {"epoch": plan.history.epoch, "history": plan.history.history}
-            record["stopped"] = bool(keras_model.stop_training)
-            plan.files.save(rates.write(state), epoch + 1, record, snapshot.capture())
+            save(state, epoch + 1)
     model.assign(state.weights)
     plan.all_callbacks.on_train_end()
     # EarlyStopping, for one, puts the best weights back at the end.

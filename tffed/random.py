@@ -68,7 +68,7 @@ def round_noise(noise, round_number):
 
     Neither follows from the other. `noise` is the run's secret seed; or `()`, which gives `()`.
     """
-    if not len(noise):
+    if not tf.is_tensor(noise):
         return (), ()
     here = fold_in(noise, round_number)
     return fold_in(here, _TO_CLIENTS), fold_in(here, _TO_SERVER)
@@ -76,12 +76,12 @@ def round_noise(noise, round_number):
 
 def client_noise(noise, client):
     """A client's secret seed in a round, from that of all clients (or `()`) and its own seed."""
-    return fold_in(fold_in(noise, client[0]), client[1]) if len(noise) else ()
+    return fold_in(fold_in(noise, client[0]), client[1]) if tf.is_tensor(noise) else ()
 
 
 def noise_seed(client, step):
     """The secret seed of the noise in local step `step`; `()` where there is no noise."""
-    return fold_in(fold_in(client, _NOISE_STREAM), step) if len(client) else ()
+    return fold_in(fold_in(client, _NOISE_STREAM), step) if tf.is_tensor(client) else ()
 
 
 def model_seed(client, step):

@@ -48,6 +48,19 @@ class RunFiles:
         self._checkpoints = Checkpoints(directory, keep=keep)
         self._clients = Path(directory) / "clients.sqlite"
 
+    @property
+    def empty(self):
+        """Whether checkpoints are to be written and there is none yet."""
+        return self._checkpoints is not None and self._checkpoints.latest() is None
+
+    def peek(self):
+        """`{"epoch", "round", "privacy"}` of the newest checkpoint, or None if there is none."""
+        if self._checkpoints is None or self.empty:
+            return None
+        manifest = self._checkpoints.load(expect=self._fingerprint).manifest
+        found = {name: manifest[name] for name in ("epoch", "round")}
+        return found | {"privacy": manifest["history"]["privacy"]}
+
     def load(self, like):
         """The newest checkpoint as a `Resumed`, or None if there is none.
 

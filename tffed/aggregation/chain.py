@@ -30,6 +30,7 @@ class Stage(NamedTuple):
         calibrate: `(noise_multiplier) -> Stage`: the same stage with other noise.
         release: `(state, weights, seed) -> weights`, on the server, after the optimizer's step; or
             None.
+        leaks: Whether clients see state that was learnt from other clients without noise.
     """
 
     init: Callable = lambda like: ()
@@ -43,6 +44,7 @@ class Stage(NamedTuple):
     mechanism: Any = None
     calibrate: Callable | None = None
     release: Callable | None = None
+    leaks: bool = False
 
 
 class Reducer(NamedTuple):
@@ -151,7 +153,7 @@ def chain(*parts) -> Aggregator:
     for stage in stages:
         bound = stage.bound(bound)
     mechanisms = tuple(s.mechanism for s in stages if s.mechanism is not None)
-    _check_private(mechanisms, bound, reducer)
+    _check_private(stages, mechanisms, bound, reducer)
 
     def encode(shared, client_state, update, examples, seed):
         value, new, stats = update, [], []
@@ -210,9 +212,14 @@ def chain(*parts) -> Aggregator:
     )
 
 
-def _check_private(mechanisms, bound, reducer):
+def _check_private(stages, mechanisms, bound, reducer):
     if not mechanisms:
         return
+    if leaking := [stage.name for stage in stages if stage.leaks]:
+        raise ValueError(
+            "Noise protects no one from what other stages learn of clients without any. Received: "
+            f"{leaking[0]} beside noise. Use tffed.privacy.adaptive_gaussian: its norm is private."
+        )
     if len(mechanisms) > 1:
         places = [m.place for m in mechanisms]
         raise ValueError(

@@ -75,6 +75,7 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
         encode=encode,
         finish=finish,
         name=f"adaptive_clip({norm}, {quantile}, {learning_rate})",
+        leaks=True,
     )
 
 

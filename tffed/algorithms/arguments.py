@@ -1,5 +1,7 @@
 """Checks shared by the algorithms' arguments."""
 
+import math
+
 from tffed.arguments import positive_integer
 
 
@@ -21,3 +23,18 @@ def check_local_work(local_epochs, local_steps, batch_size):
         if value is not None:
             positive_integer(name, value)
     return arguments
+
+
+def passes(work):
+    """`(clients) -> int`: how often one example is used in a round of such local work, at most."""
+
+    def count(clients):
+        if work["local_steps"] is None:
+            return work["local_epochs"]
+        # The fewer batches a client has, the more often it goes through them.
+        batches = 1
+        if work["batch_size"] is not None:
+            batches = max(1, math.ceil(int(clients.sizes().min()) / work["batch_size"]))
+        return math.ceil(work["local_steps"] / batches)
+
+    return count

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.algorithm import LocalUpdate, Recipe, compose
-from tffed.algorithms.arguments import check_local_work
+from tffed.algorithms.arguments import check_local_work, passes
 from tffed.local import local_training
 
 
@@ -26,7 +26,12 @@ def fed_avg(local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
         ValueError: A number is not a positive integer, or both epochs and steps are given.
     """
     work = check_local_work(local_epochs, local_steps, batch_size)
-    return Recipe("fed_avg", lambda *parts: averaging("fed_avg", *parts, **work), work)
+    return Recipe(
+        "fed_avg",
+        lambda *parts: averaging("fed_avg", *parts, **work),
+        work,
+        passes=passes(work),
+    )
 
 
 def averaging(

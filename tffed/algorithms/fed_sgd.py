@@ -40,7 +40,14 @@ def fed_sgd(*, batch_size=None) -> Recipe:
         )
 
     config = {"batch_size": batch_size}
-    return Recipe("fed_sgd", build, config, local_training=False, needs_server_optimizer=True)
+    return Recipe(
+        "fed_sgd",
+        build,
+        config,
+        local_training=False,
+        needs_server_optimizer=True,
+        passes=lambda clients: 1,
+    )
 
 
 def _full_gradient(model, batch_size):

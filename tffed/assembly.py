@@ -1,0 +1,134 @@
+"""From what `compile` is given to an algorithm that an engine can run."""
+
+from typing import Any, NamedTuple
+
+import keras
+
+from tffed import optimizers
+from tffed.aggregation import Aggregator, chain, mean
+from tffed.algorithm import Algorithm, Recipe
+from tffed.model import FunctionalModel, from_keras
+from tffed.optimizers import Optimizer
+
+
+class Parts(NamedTuple):
+    """What `compile` was given, checked and in pure form, before the noise is settled.
+
+    Attributes:
+        recipe: The `Recipe`.
+        model: The `FunctionalModel`.
+        client: The clients' `Optimizer`, or None.
+        server: The server's `Optimizer`.
+        aggregator: The `Aggregator`.
+        steps: The `tffed.privacy.ExampleLevel` of the clients' steps, or None.
+        keras_model: The Keras model.
+        client_optimizer: The clients' Keras optimizer, or None.
+        server_optimizer: The server's Keras optimizer.
+    """
+
+    recipe: Recipe
+    model: FunctionalModel
+    client: Optimizer | None
+    server: Optimizer
+    aggregator: Aggregator
+    steps: Any
+    keras_model: Any
+    client_optimizer: Any
+    server_optimizer: Any
+
+
+def collect(
+    recipe, keras_model, client_optimizer, server_optimizer, aggregator, steps, **arguments
+) -> Parts:
+    """Checks what `Federated.compile` was given and makes it pure.
+
+    Args:
+        recipe: The `Recipe`.
+        keras_model: The Keras model.
+        client_optimizer: As in `Federated.compile`.
+        server_optimizer: As in `Federated.compile`.
+        aggregator: As in `Federated.compile`.
+        steps: `privacy` in `Federated.compile`.
+        **arguments: Those of `from_keras`.
+
+    Raises:
+        ValueError: Something is missing, contradictory or out of range.
+    """
+    if server_optimizer is None:
+        if recipe.needs_server_optimizer:
+            raise ValueError(
+                f"{recipe.name} needs a server optimizer. Received: server_optimizer=None. Pass "
+                "e.g. server_optimizer=keras.optimizers.SGD(0.1)."
+            )
+        server_optimizer = keras.optimizers.SGD(1.0)
+    server_optimizer = optimizers.get(server_optimizer)
+    model = from_keras(keras_model, optimizer=server_optimizer, **arguments)
+    aggregator = chain(mean()) if aggregator is None else aggregator
+    if not isinstance(aggregator, Aggregator):
+        raise ValueError(
+            "Expected an aggregator from tffed.chain, e.g. chain(clip(1.0), mean()). "
+            f"Received: aggregator of type {type(aggregator).__name__}"
+        )
+    if steps is not None and not hasattr(steps, "mechanism"):
+        raise ValueError(
+            "Expected `privacy` to be noise in the clients' steps, tffed.privacy.dp_sgd(clip=…). "
+            f"Received: privacy={steps!r}. A Budget goes to fit, stages with noise to chain."
+        )
+    client = None
+    if client_optimizer is not None:
+        client_optimizer = optimizers.get(client_optimizer)
+        client = optimizers.from_keras(client_optimizer, model.variables)
+    server = optimizers.from_keras(server_optimizer, model.variables)
+    return Parts(
+        recipe,
+        model,
+        client,
+        server,
+        aggregator,
+        steps,
+        keras_model,
+        client_optimizer,
+        server_optimizer,
+    )
+
+
+class Built(NamedTuple):
+    """Parts that were put together; those with noise know how much.
+
+    Attributes:
+        algorithm: The `Algorithm`.
+        recipe: As in `Parts`.
+        model: As in `Parts`, with private gradients if the steps have noise.
+        server: As in `Parts`.
+        aggregator: As in `Parts`.
+    """
+
+    algorithm: Algorithm
+    recipe: Recipe
+    model: FunctionalModel
+    server: Optimizer
+    aggregator: Aggregator
+
+
+def build(parts, noise_multiplier=None) -> Built:
+    """Puts the parts together.
+
+    Args:
+        parts: The `Parts`.
+        noise_multiplier: That of the mechanism, if a budget has set it.
+    """
+    model, aggregator, steps = parts.model, parts.aggregator, parts.steps
+    if noise_multiplier is not None:
+        aggregator = aggregator.calibrate(noise_multiplier)
+        steps = steps and steps.calibrate(noise_multiplier)
+    if steps is not None:
+        from tffed.privacy.example_level import private_gradients
+
+        model = private_gradients(model, parts.keras_model, steps, parts.client_optimizer)
+    algorithm = parts.recipe(
+        model,
+        client_optimizer=parts.client,
+        server_optimizer=parts.server,
+        aggregator=aggregator,
+    )
+    return Built(algorithm, parts.recipe, model, parts.server, aggregator)
