@@ -1,12 +1,15 @@
 """Random streams: pure functions of (seed, round, client id, step)."""
 
+import math
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers import differs
 from tffed import random
 
 KEY = tf.constant(random.client_key("anna"))
@@ -127,3 +130,56 @@ def test_the_noise_of_clients_steps_rounds_and_the_server_is_all_different():
     assert len(values(found)) == len(found) == 3 * (2 + 2 * 6)
     assert random.round_noise((), 0) == ((), ())
     assert random.noise_seed(random.client_noise((), public), 0) == ()
+def compiled_normal(jit_compile):
+    return tf.function(random.normal, autograph=False, jit_compile=jit_compile)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_normal_numbers_have_the_normal_law(jit_compile):
+    draw, n = compiled_normal(jit_compile), 1_000_000
+    for number in range(3):
+        x = draw([n], random.secret(number)).numpy().astype(np.float64)
+        # Each bound is four standard errors of the estimate.
+        assert abs(x.mean()) < 4 / np.sqrt(n)
+        assert abs(x.var() - 1) < 4 * np.sqrt(2 / n)
+        assert abs((x**3).mean()) < 4 * np.sqrt(15 / n)
+        assert abs((x**4).mean() - 3) < 4 * np.sqrt(96 / n)
+        # Kolmogorov and Smirnov: beyond 1.95 / sqrt(n) with probability 0.001.
+        law = np.vectorize(math.erf, otypes=[float])(np.sort(x) / np.sqrt(2)) / 2 + 0.5
+        assert np.abs(law - np.arange(n) / n).max() < 1.95 / np.sqrt(n)
+        # Where |x| > 4 lie 63 of a million.
+        assert 30 < (np.abs(x) > 4).sum() < 100
+
+
+def test_normal_numbers_do_not_depend_on_one_another():
+    x = random.normal([1000, 1000], random.secret(5)).numpy()
+    half = x.size // 2
+    pairs = x.ravel()[:half], x.ravel()[half:]  # of one word each
+    for a, b in (pairs, (x[:, 1:], x[:, :-1]), (x[1:], x[:-1])):
+        for f, g in ((np.copy, np.copy), (np.square, np.square), (np.copy, np.square)):
+            # Five standard errors of a correlation of half a million.
+            assert abs(np.corrcoef(f(a).ravel(), g(b).ravel())[0, 1]) < 5 / np.sqrt(half)
+    other = random.normal([1000, 1000], random.secret(6)).numpy()
+    assert abs(np.corrcoef(x.ravel(), other.ravel())[0, 1]) < 0.005
+
+
+def test_normal_numbers_reach_into_the_tails():
+    """The radius is that of a uniform number of 63 bits, however small."""
+    words = np.array([1, -1, 2**20, 2**32 + 7, -(2**62), 2**63 - 1, -(2**63)])
+    with mock.patch.object(tf.random, "stateless_uniform", lambda *_, **__: tf.constant(words)):
+        x = random.normal([14], random.secret(5)).numpy().astype(np.float64)
+    u = np.maximum(np.abs(words.astype(np.float64)), 0.5) / 2.0**63 + 2.0**-64
+    angle = np.pi / 2 * (words & 0xFFFFFFFF).astype(np.uint32).view(np.int32) / 2.0**31
+    radius = np.sqrt(-2 * np.log(np.minimum(u, 1))) * np.sign(words)
+    np.testing.assert_allclose(x[:7], radius * np.sin(angle), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(x[7:], radius * np.cos(angle), rtol=1e-6, atol=1e-6)
+    assert 9 < radius.max() < 9.5
+
+
+@pytest.mark.parametrize("shape", [[], [1], [7], [3, 5], (0, 4), [2, 2, 2]])
+def test_normal_numbers_come_in_any_shape(shape):
+    x = random.normal(shape, random.secret(1))
+    assert x.shape == tuple(shape) and x.dtype == tf.float32
+    np.testing.assert_array_equal(x, random.normal(tf.constant(shape, tf.int32), random.secret(1)))
+    np.testing.assert_allclose(x, compiled_normal(True)(shape, random.secret(1)), atol=1e-6)
+    assert not x.shape.num_elements() or differs(x, random.normal(shape, random.secret(2)))

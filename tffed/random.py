@@ -7,6 +7,7 @@ stateless generators differ with and without XLA, integers do not.
 
 import functools
 import hashlib
+import math
 import os
 
 import numpy as np
@@ -16,6 +17,9 @@ _ALGORITHM = "philox"
 _SORTED_AT_ONCE = (32, 128, 512, 2048)
 _MODEL_STREAM, _SHUFFLE_STREAM, _STAGE_STREAM, _NOISE_STREAM = range(4)
 _TO_CLIENTS, _TO_SERVER = range(2)
+# sin(πv/2)/v and cos(πv/2) by powers of v² for |v| <= 1, to 1e-8 and 3e-10.
+_SINE = (1.570796320, -0.645963760, 0.0796899224, -0.00467415030, 0.000151674905)
+_COSINE = (1.0, -1.233700534, 0.253669322, -0.0208626875, 0.000917723819, -0.0000238245075)
 
 
 def seed(value):
@@ -47,6 +51,43 @@ def fold_in(seed, number):
             [2], place, minval=None, maxval=None, dtype=tf.int64, alg=_ALGORITHM
         )
     return tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int32), _ALGORITHM)
+
+
+def normal(shape, seed):
+    """Independent standard normal numbers, float32: a pure function of the seed.
+
+    Box and Muller's transform of 64-bit words w. Of each come two numbers, r sin a and r cos a:
+
+        r = sqrt(-2 ln u),  u = |w| / 2**63,  a = ±(π / 2) v,  v = (the low 32 bits of w) / 2**31
+
+    where the sign of w turns the half circle that v covers into a whole one. Given the angle, u is
+    one of 2**31 evenly spaced numbers. So tails are those of the normal law to 6.5 standard
+    deviations; beyond them (2**-31 of the draws) the angle follows from the radius, and none
+    exceeds 9.5. With and without XLA numbers differ in their last bits only.
+
+    Args:
+        shape: A list of integers, or an int32 vector.
+        seed: A seed tensor, secret or not.
+    """
+    # XLA takes a fifth of the time of tf.random.stateless_normal: it draws words of 64 bits faster
+    # than of 32, has slow sines, and a cast in place of the bitcast would draw every word twice.
+    size = math.prod(shape) if isinstance(shape, list | tuple) else tf.reduce_prod(shape)
+    words = tf.random.stateless_uniform(
+        [(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.int64, alg=_ALGORITHM
+    )
+    signed = tf.cast(words, tf.float32)
+    radius = tf.sqrt(-2.0 * tf.math.log(tf.abs(signed) * 2.0**-63 + 2.0**-64)) * tf.sign(signed)
+    v = tf.cast(tf.bitcast(words, tf.int32)[:, 0], tf.float32) * 2.0**-31
+    square = v * v
+    sine, cosine = v * _polynomial(_SINE, square), _polynomial(_COSINE, square)
+    return tf.reshape(tf.concat([radius * sine, radius * cosine], 0)[:size], shape)
+
+
+def _polynomial(coefficients, x):
+    *rest, value = coefficients
+    for coefficient in reversed(rest):
+        value = value * x + coefficient
+    return value
 
 
 def client_key(client_id):
