@@ -29,6 +29,7 @@ TASK = Choice("task", {
     "digits_cnn": Option(tasks.digits_cnn, beside=("partition",)),
     "fashion_2nn": Option(tasks.fashion_2nn, _IMAGES, beside=("partition",)),
     "fashion_cnn": Option(tasks.fashion_cnn, _IMAGES, beside=("partition",)),
+    "fashion_small_cnn": Option(tasks.fashion_small_cnn, _IMAGES, beside=("partition",)),
     "fashion_softmax": Option(tasks.fashion_softmax, _IMAGES, beside=("partition",)),
     "mnist_2nn": Option(tasks.mnist_2nn, _IMAGES, beside=("partition",)),
     "char_lstm": Option(tasks.char_lstm, _TEXT),

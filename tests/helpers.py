@@ -1,7 +1,10 @@
 """What several tests share: a small model, rounds, comparisons, and a regression in NumPy."""
 
+import importlib.util
+
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tffed import aggregation, optimizers, random
@@ -10,6 +13,10 @@ from tffed.engines.embedded import Embedded
 from tffed.model import from_keras
 from tffed.store import ClientStore
 
+needs_tf_privacy = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow_privacy") is None,
+    reason="tensorflow-privacy does not declare this Python",
+)
 FEATURES, CLASSES = 4, 3
 SEED = 11
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 import tffed
+from tests.helpers import needs_tf_privacy
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -24,8 +25,16 @@ def test_the_first_example_learns(tmp_path, monkeypatch):
     assert keras.models.load_model(tmp_path / "global.keras").count_params() == 4810
 
 
+@needs_tf_privacy
+def test_the_private_example_keeps_to_its_budget(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fed = run(BLOCKS[1], **run(BLOCKS[0].replace("rounds=20", "rounds=1")))["fed"]
+    assert fed.privacy_report().epsilon <= 8.0
+    assert (tmp_path / "privacy.png").is_file()
+
+
 def test_an_algorithm_takes_under_sixty_lines_and_its_clients_win():
-    code = BLOCKS[1]
+    code = BLOCKS[2]
     assert len(code.splitlines()) < 60
     ditto = run(code)["ditto"]
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import pytest
 
 import tffed
 from experiments import builders, flags
+from tests.helpers import needs_tf_privacy
 from tffed import data
 
 TWO = "fashion_2nn_"
@@ -22,6 +23,10 @@ EXPECTED = {
     TWO + "fedsgd_iid": (100, 199_210, None, "SGD"),
     TWO + "fedsgd_shards": (100, 199_210, None, "SGD"),
     "char_lstm": (None, None, "Adam", "SGD"),
+}
+# The same; on a Python that tensorflow-privacy declares.
+PRIVATE = {
+    "fashion_dp_clients": (6000, 20_746, "SGD", "SGD"),
 }
 
 
@@ -41,18 +46,27 @@ def small_fashion(monkeypatch):
     def images(count):
         return rng.random((count, 28, 28, 1), np.float32), rng.permutation(count) % 10
 
-    source = data.Source(images(1000), images(50), 10, "random")
+    source = data.Source(images(6000), images(50), 10, "random")
     monkeypatch.setattr(data, "fashion_mnist", lambda path=None: source)
 
 
 def test_there_is_an_expectation_of_every_flagfile():
-    assert {path.stem for path in flags.FLAGFILES.glob("*.flags")} == set(EXPECTED)
+    assert {path.stem for path in flags.FLAGFILES.glob("*.flags")} == {*EXPECTED, *PRIVATE}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_flagfile_builds(name, small_fashion):
+    check_flagfile(name, *EXPECTED[name])
+
+
+@needs_tf_privacy
+@pytest.mark.parametrize("name", PRIVATE)
+def test_private_flagfile_builds(name, small_fashion):
+    check_flagfile(name, *PRIVATE[name])
+
+
+def check_flagfile(name, clients, parameters, client, server):
     assert (flags.FLAGFILES / f"{name}.flags").read_text().startswith("# ")
-    clients, parameters, client, server = EXPECTED[name]
     built = builders.build(flagged(name))
     federated = built.federated
     found = federated.client_optimizer
@@ -70,7 +84,7 @@ def test_the_demo_says_where_it_writes():
 
 def test_ten_clients_of_the_cnn_have_equal_sizes(small_fashion):
     sizes = builders.build(flagged("fashion_cnn_ten_clients")).clients.sizes()
-    assert sizes.tolist() == [100] * 10
+    assert sizes.tolist() == [600] * 10
 
 
 def test_shards_give_few_classes_and_iid_gives_many(small_fashion):

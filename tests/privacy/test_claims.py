@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tffed
+from tests.helpers import needs_tf_privacy
 from tests.shell import LOSS, blobs, classifier, population
 from tffed.mechanism import CLIENT_STEPS, SERVER_SUM, Mechanism
 from tffed.privacy import Budget, gaussian, local_gaussian, tree_gaussian, weight_noise
@@ -17,6 +18,7 @@ from tffed.privacy.report import report
 from tffed.privacy.terms import SCHEDULE, Terms
 
 dp = pytest.importorskip("dp_accounting")
+pytestmark = needs_tf_privacy
 UNIFORM = tffed.mean("uniform")
 DELTA = 1e-5
 
