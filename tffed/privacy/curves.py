@@ -1,6 +1,7 @@
 """Accounting turned round: the noise for a budget, the rounds that fit, epsilon round by round."""
 
 import math
+import numbers
 
 import numpy as np
 
@@ -127,7 +128,7 @@ def _first(releases, rounds):
 
 
 def _check_budget(budget):
-    if not isinstance(budget, int | float) or not 0 < budget < math.inf:
+    if not isinstance(budget, numbers.Real) or not 0 < budget < math.inf:
         raise ValueError(
             f"`budget_epsilon` must be a finite number above 0. Received: budget_epsilon={budget!r}"
         )

@@ -3,17 +3,17 @@
 How much the sum of a round can change, over the clip norm C, by the relation between neighbouring
 data sets:
 
-| units are sampled             | "add_or_remove" | "zero_out" | "replace_one" |
-|-------------------------------|-----------------|------------|---------------|
-| "poisson"                     | 1               | 1          | –             |
-| "fixed_size_without_replacement" | –            | 2          | 2             |
-| "full" (known to the adversary)  | 1            | 1          | 2             |
-| noise of kind "tree"          | –               | 1          | 2             |
+| units are sampled                | "add_or_remove" | "zero_out" | "replace_one" |
+|----------------------------------|-----------------|------------|---------------|
+| "poisson"                        | 1               | 1          | –             |
+| "fixed_size_without_replacement" | –               | 2          | 2             |
+| "full" (known to the adversary)  | 1               | 1          | 2             |
+| "full", noise of kind "tree"     | –               | 1          | 2             |
 
 A dash is refused. The 2 of "replace_one": two vectors of norm C may point in opposite directions.
-The 2 of fixed-size cohorts under "zero_out": a unit that is in the cohort keeps another one out, so
-"in the cohort" and "not in it" differ by a swap of two units' vectors, whatever the relation. See
-`Sampling`.
+The 2 of fixed-size cohorts under "zero_out": a unit in the cohort keeps another one out. So that it
+may hide in the sampling, "in the cohort" must look like "not in it", and these two differ by a swap
+of two units' vectors, whatever the relation.
 """
 
 import math
@@ -35,8 +35,8 @@ class Sampling(NamedTuple):
     """How the protected units get into a round. The adversary sees the noisy sums, not the cohorts.
 
     It speaks of the units themselves. Where an example is protected, the sampling of *clients* does
-    not count: the client's other examples may give away that it took part, so that of `"full"` is
-    the true one, for the rounds in which the client took part.
+    not count: the client's other examples may give away that it took part, so `"full"` is the
+    scheme, for the rounds in which the client took part.
 
     Attributes:
         scheme: `"poisson"`: each unit by its own coin, with probability `rate`.
