@@ -19,6 +19,7 @@ class Stage(NamedTuple):
         encode: `(shared, client_state, value, seed) -> (payload, client_state, stats)`, on the
             client. `stats` is a dictionary of scalars that are added over clients.
         decode: `(shared, payload) -> value`, on the server, for each client.
+        decode_stats: `(stats) -> stats`, on the server, for each client, before they are added.
         finish: `(state, total, stats, clients, seed) -> (total, state, metrics)`, on the server,
             once: `total` is the weighted sum, `clients` how many it holds.
         bound: `(bound) -> bound`: from the largest L2 norm an update can have before the stage
@@ -26,7 +27,7 @@ class Stage(NamedTuple):
         name: For messages, reports and checkpoints, with the parameters.
         mechanism: The `tffed.privacy.Mechanism` by which the stage protects someone, or None. Then
             all stages of the chain receive secret seeds. If it is one on the server's sum, `decode`
-            clips: whatever a client sends, its value is finite and within the bound.
+            and `decode_stats` clip: whatever a client sends, what is added is within the bound.
         calibrate: `(noise_multiplier) -> Stage`: the same stage with other noise.
         release: `(state, weights, seed) -> weights`, on the server, after the optimizer's step; or
             None.
@@ -38,6 +39,7 @@ class Stage(NamedTuple):
     client_init: Callable = lambda like: ()
     encode: Callable = lambda shared, client_state, value, seed: (value, client_state, {})
     decode: Callable = lambda shared, payload: payload
+    decode_stats: Callable = lambda stats: stats
     finish: Callable = lambda state, total, stats, clients, seed: (total, state, {})
     bound: Callable = lambda bound: None
     name: str = "stage"
@@ -154,6 +156,7 @@ def chain(*parts) -> Aggregator:
         bound = stage.bound(bound)
     mechanisms = tuple(s.mechanism for s in stages if s.mechanism is not None)
     _check_private(stages, mechanisms, bound, reducer)
+    private = any(m.place == SERVER_SUM for m in mechanisms)
 
     def encode(shared, client_state, update, examples, seed):
         value, new, stats = update, [], []
@@ -167,9 +170,13 @@ def chain(*parts) -> Aggregator:
         value = encoded.payload
         for stage, sh in reversed([*zip(stages, shared, strict=True)]):
             value = stage.decode(sh, value)
+        weight = encoded.weight
+        if private:  # a bound must hold whatever was sent
+            weight = tf.where(tf.math.is_finite(weight), tf.clip_by_value(weight, 0.0, 1.0), 0.0)
         if not reducer.collect:
-            value = tree.scale(value, encoded.weight)
-        return AggregatorReport(value, encoded.weight, encoded.stats, tf.constant(1.0))
+            value = tree.scale(value, weight)
+        stats = (s.decode_stats(x) for s, x in zip(stages, encoded.stats, strict=True))
+        return AggregatorReport(value, weight, tuple(stats), tf.constant(1.0))
 
     def finish(state, total, seed):
         value, new, metrics = total.total, [], {}
@@ -206,7 +213,7 @@ def chain(*parts) -> Aggregator:
         name=", ".join(part.name for part in parts),
         mechanisms=mechanisms,
         denominator=reducer.denominator,
-        private=any(m.place == SERVER_SUM for m in mechanisms),
+        private=private,
         calibrate=calibrate,
         release=release,
     )
