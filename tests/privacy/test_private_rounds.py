@@ -1,0 +1,164 @@
+"""Whole rounds with private stages: hostile clients, noise in the weights, other processes."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import tffed
+from tests.helpers import softmax_gradient
+from tests.shell import LOSS, classifier
+from tffed import chain, clip, mean
+from tffed.privacy.stages import (
+    adaptive_gaussian,
+    gaussian,
+    local_gaussian,
+    tree_gaussian,
+    weight_noise,
+)
+
+pytestmark = pytest.mark.skipif(
+    find_spec("tensorflow_privacy") is None, reason="tensorflow-privacy is not installed"
+)
+ROOT = Path(__file__).parent.parent.parent
+RATE = 0.5
+
+
+def federation(clients=6, scale=1.0):
+    rng = np.random.default_rng(3)
+    return {
+        k: (scale * rng.normal(size=(8, 4)).astype(np.float32), rng.integers(0, 2, 8))
+        for k in range(clients)
+    }
+
+
+def trained(parts, data, *, model=None, rounds=1, rate=RATE, jit=True, **fit):
+    """A `Federated` after some rounds, its history, and its weights before them."""
+    fed = tffed.Federated(model or classifier(), tffed.fed_avg(batch_size=8), seed=3)
+    fed.compile(keras.optimizers.SGD(rate), loss=LOSS, aggregator=chain(*parts), jit_compile=jit)
+    before = [w.astype(np.float64) for w in fed.model.get_weights()]
+    return fed, fed.fit(data, rounds=rounds, verbose=0, **fit).history, before
+
+
+def hostile():
+    """Six clients; the updates of 1, 2 and 3 are not finite or their norms overflow, 4's is huge."""
+    data = federation()
+    for k, bad in ((1, 5e37), (2, 1e30), (3, 1e25), (4, 1e12)):
+        data[k] = (data[k][0] * np.float32(bad), data[k][1])
+    return data
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda c: gaussian(c, 0),
+        lambda c: tree_gaussian(c, 0, period=2),
+        lambda c: adaptive_gaussian(c, 0, count_stddev=0, expected_clients=6),
+    ],
+    ids=["gaussian", "tree", "adaptive"],
+)
+def test_hostile_clients_count_as_zero_or_bounded_and_in_the_denominator(stage, jit):
+    bound = 0.1
+    data = hostile()
+    fed, history, before = trained([stage(bound), mean("uniform")], data, jit=jit)
+    total = np.array([np.zeros_like(w) for w in before] + [None], object)[:-1]
+    for k in (0, 4, 5):
+        update = -RATE * softmax_gradient(before, data[k][0].astype(np.float64), data[k][1])
+        norm = np.sqrt(sum(np.square(a).sum() for a in update))
+        assert norm > bound  # all are clipped
+        total = total + update * (bound / norm)
+    for w, w0, moved in zip(fed.model.get_weights(), before, total, strict=True):
+        np.testing.assert_allclose(w, w0 + moved / 6, atol=1e-6)
+    assert history["dropped"] == [3]
+
+
+def wide(units=30_000):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)])
+
+
+def changes(fed, history, before):
+    after = fed.model.get_weights()
+    return np.concatenate([(a - b).ravel() for a, b in zip(after, before, strict=True)])
+
+
+@pytest.mark.parametrize(
+    "parts, stddev",
+    [
+        (lambda: [local_gaussian(0.5, 2.0), mean("uniform")], 0.5 * 2.0 / np.sqrt(3)),
+        (lambda: [gaussian(0.5, 2.0), mean("uniform")], 0.5 * 2.0 / 3),
+        (lambda: [gaussian(0.5, 2.0), mean("examples", max_weight=9, denominator=5)], 0.2),
+        (lambda: [clip(0.5), weight_noise(0.25), mean("uniform")], 0.25),
+    ],
+    ids=["local", "sum", "fixed denominator", "weights"],
+)
+def test_noise_arrives_in_the_weights(parts, stddev):
+    # 150,000 weights and updates of nearly nothing: the stddev within 5 of its standard errors,
+    # wrong for one run in a million. Two rounds: the noise of both adds up, so they differ.
+    data = federation(3)
+    noise = changes(*trained(parts(), data, model=wide(), rate=1e-9, rounds=2))
+    assert np.std(noise) == pytest.approx(np.sqrt(2) * stddev, rel=5 / np.sqrt(2 * noise.size))
+    assert abs(np.mean(noise)) < 5 * np.sqrt(2) * stddev / np.sqrt(noise.size)
+
+
+def test_hostile_clients_send_bounded_updates_with_local_noise():
+    moved = changes(*trained([local_gaussian(0.1, 0), mean("uniform")], hostile()))
+    assert 0 < np.linalg.norm(moved) <= 0.1
+
+
+def test_adaptive_clipping_reports_its_norm():
+    stage = adaptive_gaussian(1e-3, 0.1, expected_clients=6)
+    _, history, _ = trained([stage, mean("uniform")], federation(), rounds=4)
+    norms = history["clip_norm"]
+    assert norms[0] == pytest.approx(1e-3) and np.all(np.diff(norms) > 0)
+
+
+def test_a_tree_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
+    parts = [tree_gaussian(0.5, 1.0, period=3), mean("uniform")]
+    data = federation(2)
+    fed, _, _ = trained(parts, data, rounds=2, jit=False, checkpoint_dir=tmp_path)
+    fed.fit(data, rounds=5, initial_round=2, verbose=0)
+    again, _, before = trained(parts, data, rounds=5, jit=False, checkpoint_dir=tmp_path)
+    fresh, _, _ = trained(parts, data, rounds=5, jit=False)
+    for a, b, c in zip(*(f.model.get_weights() for f in (fed, again, fresh)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.abs(a - c).min() > 0  # another run has another secret
+
+
+NOISE_OF_A_PROCESS = """
+import keras, numpy as np, tensorflow as tf, tffed
+from tffed.privacy.stages import gaussian, local_gaussian
+data = {0: (np.ones((4, 2), "f"), np.zeros(4, int))}
+for stage, jit, seeded in [(gaussian, 0, 1), (gaussian, 1, 0), (local_gaussian, 0, 1),
+                           (local_gaussian, 1, 1), (local_gaussian, 1, 0)]:
+    if seeded:
+        keras.utils.set_random_seed(5)
+        tf.random.set_seed(5)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(9, kernel_initializer="zeros")])
+    fed = tffed.Federated(model, tffed.fed_avg(batch_size=4), seed=1)
+    aggregator = tffed.chain(stage(1.0, 1.0), tffed.mean("uniform"))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    fed.compile(keras.optimizers.SGD(1e-9), loss=loss, aggregator=aggregator, jit_compile=bool(jit))
+    for rounds in (1, 2):
+        fed.fit(data, rounds=rounds, initial_round=rounds - 1, verbose=0)
+        print(*model.get_weights()[0].ravel()[:3])
+"""
+
+
+def test_no_two_processes_runs_or_rounds_have_the_same_noise():
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", NOISE_OF_A_PROCESS]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    lines = [process.communicate(timeout=200)[0].splitlines() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(lines[0]) == len(lines[1]) == 10
+    numbers = [float(x) for line in lines[0] + lines[1] for x in line.split()]
+    assert len(set(numbers)) == len(numbers) == 60 and np.std(numbers) > 0.5
