@@ -46,20 +46,19 @@ def trained(parts, data, *, model=None, rounds=1, rate=RATE, jit=True, **fit):
 
 
 def hostile():
-    """Six clients; the updates of 1, 2 and 3 are not finite or their norms overflow, 4's is huge."""
+    """Six clients: the updates of 1 to 3 are not finite, or their norms overflow; 4's is huge."""
     data = federation()
     for k, bad in ((1, 5e37), (2, 1e30), (3, 1e25), (4, 1e12)):
         data[k] = (data[k][0] * np.float32(bad), data[k][1])
     return data
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize(
-    "stage",
+    "stage, jit",
     [
-        lambda c: gaussian(c, 0),
-        lambda c: tree_gaussian(c, 0, period=2),
-        lambda c: adaptive_gaussian(c, 0, count_stddev=0, expected_clients=6),
+        (lambda c: gaussian(c, 0), True),
+        (lambda c: tree_gaussian(c, 0, period=2), False),
+        (lambda c: adaptive_gaussian(c, 0, count_stddev=0, expected_clients=6), True),
     ],
     ids=["gaussian", "tree", "adaptive"],
 )
@@ -76,6 +75,7 @@ def test_hostile_clients_count_as_zero_or_bounded_and_in_the_denominator(stage, 
     for w, w0, moved in zip(fed.model.get_weights(), before, total, strict=True):
         np.testing.assert_allclose(w, w0 + moved / 6, atol=1e-6)
     assert history["dropped"] == [3]
+    assert history.get("clip_norm", [bound]) == [pytest.approx(bound)]
 
 
 def wide(units=30_000):
@@ -91,11 +91,10 @@ def changes(fed, history, before):
     "parts, stddev",
     [
         (lambda: [local_gaussian(0.5, 2.0), mean("uniform")], 0.5 * 2.0 / np.sqrt(3)),
-        (lambda: [gaussian(0.5, 2.0), mean("uniform")], 0.5 * 2.0 / 3),
         (lambda: [gaussian(0.5, 2.0), mean("examples", max_weight=9, denominator=5)], 0.2),
         (lambda: [clip(0.5), weight_noise(0.25), mean("uniform")], 0.25),
     ],
-    ids=["local", "sum", "fixed denominator", "weights"],
+    ids=["local", "sum", "weights"],
 )
 def test_noise_arrives_in_the_weights(parts, stddev):
     # 150,000 weights and updates of nearly nothing: the stddev within 5 of its standard errors,
@@ -111,20 +110,13 @@ def test_hostile_clients_send_bounded_updates_with_local_noise():
     assert 0 < np.linalg.norm(moved) <= 0.1
 
 
-def test_adaptive_clipping_reports_its_norm():
-    stage = adaptive_gaussian(1e-3, 0.1, expected_clients=6)
-    _, history, _ = trained([stage, mean("uniform")], federation(), rounds=4)
-    norms = history["clip_norm"]
-    assert norms[0] == pytest.approx(1e-3) and np.all(np.diff(norms) > 0)
-
-
 def test_a_tree_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
     parts = [tree_gaussian(0.5, 1.0, period=3), mean("uniform")]
-    data = federation(2)
-    fed, _, _ = trained(parts, data, rounds=2, jit=False, checkpoint_dir=tmp_path)
-    fed.fit(data, rounds=5, initial_round=2, verbose=0)
-    again, _, before = trained(parts, data, rounds=5, jit=False, checkpoint_dir=tmp_path)
-    fresh, _, _ = trained(parts, data, rounds=5, jit=False)
+    data, how = federation(3), {"jit": False, "sampler": tffed.data.Cyclic(1)}
+    fed, _, _ = trained(parts, data, rounds=2, checkpoint_dir=tmp_path, **how)
+    fed.fit(data, rounds=5, initial_round=2, verbose=0, sampler=how["sampler"])
+    again, _, _ = trained(parts, data, rounds=5, checkpoint_dir=tmp_path, **how)
+    fresh, _, _ = trained(parts, data, rounds=5, **how)
     for a, b, c in zip(*(f.model.get_weights() for f in (fed, again, fresh)), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.abs(a - c).min() > 0  # another run has another secret
@@ -132,21 +124,30 @@ def test_a_tree_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
 
 NOISE_OF_A_PROCESS = """
 import keras, numpy as np, tensorflow as tf, tffed
+from tffed import random
 from tffed.privacy.stages import gaussian, local_gaussian
-data = {0: (np.ones((4, 2), "f"), np.zeros(4, int))}
-for stage, jit, seeded in [(gaussian, 0, 1), (gaussian, 1, 0), (local_gaussian, 0, 1),
-                           (local_gaussian, 1, 1), (local_gaussian, 1, 0)]:
+zeros = (tf.zeros(4),)
+for seeded in (True, False):
     if seeded:
         keras.utils.set_random_seed(5)
         tf.random.set_seed(5)
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(9, kernel_initializer="zeros")])
-    fed = tffed.Federated(model, tffed.fed_avg(batch_size=4), seed=1)
-    aggregator = tffed.chain(stage(1.0, 1.0), tffed.mean("uniform"))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    fed.compile(keras.optimizers.SGD(1e-9), loss=loss, aggregator=aggregator, jit_compile=bool(jit))
-    for rounds in (1, 2):
-        fed.fit(data, rounds=rounds, initial_round=rounds - 1, verbose=0)
-        print(*model.get_weights()[0].ravel()[:3])
+    for jit in (True, False):
+        parts = local_gaussian(1.0, 1.0).encode, gaussian(1.0, 1.0).finish
+        encode, finish = (tf.function(f, autograph=False, jit_compile=jit) for f in parts)
+        secret = random.secret()
+        print(*encode((), (), zeros, secret)[0][0].numpy())
+        print(*finish((), zeros, {}, tf.constant(1.0), random.fold_in(secret, 1))[0][0].numpy())
+
+keras.utils.set_random_seed(5)
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="zeros")])
+fed = tffed.Federated(model, tffed.fed_avg(batch_size=4), seed=1)
+aggregator = tffed.chain(local_gaussian(1.0, 1.0), tffed.mean("uniform"))
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+fed.compile(keras.optimizers.SGD(1e-9), loss=loss, aggregator=aggregator)
+data = {0: (np.ones((4, 2), "f"), np.zeros(4, int))}
+for rounds in (1, 2):
+    fed.fit(data, rounds=rounds, initial_round=rounds - 1, verbose=0)
+    print(*model.get_weights()[0].ravel())
 """
 
 
@@ -161,4 +162,4 @@ def test_no_two_processes_runs_or_rounds_have_the_same_noise():
     assert [process.returncode for process in started] == [0, 0]
     assert len(lines[0]) == len(lines[1]) == 10
     numbers = [float(x) for line in lines[0] + lines[1] for x in line.split()]
-    assert len(set(numbers)) == len(numbers) == 60 and np.std(numbers) > 0.5
+    assert len(set(numbers)) == len(numbers) == 80 and np.std(numbers) > 0.5
