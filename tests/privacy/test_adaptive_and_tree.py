@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers import assert_close, assert_same_bits
-from tests.privacy.test_stages import SECRET, SMALL, clipped_sum, make_round, updates
+from tests.privacy.stage_rounds import SECRET, SMALL, clipped_sum, make_round, updates
 from tffed import random, tree
 from tffed.privacy import queries, tree_noise
-from tffed.privacy.stages import adaptive_gaussian, gaussian, tree_gaussian
+from tffed.privacy.stages import adaptive_gaussian, tree_gaussian
 
 pytestmark = pytest.mark.skipif(
     find_spec("tensorflow_privacy") is None, reason="tensorflow-privacy is not installed"
@@ -57,7 +57,7 @@ def test_the_clip_finds_the_median_of_norms_in_spite_of_the_noise():
 
 
 def test_the_count_is_noised_and_not_with_the_noise_of_the_sum():
-    many, stddev, rate = 20_000, 1.5, 0.2
+    many, stddev, rate = 10_000, 1.5, 0.2
     stage = adaptive_gaussian(1.0, 0.8, count_stddev=stddev, expected_clients=40)
 
     @tf.function(autograph=False)
@@ -143,17 +143,17 @@ def test_honakers_matrix_has_the_variances_of_the_paper():
 
 
 def check_covariance(period):
-    like, rounds, stddev = (tf.zeros((300, 500)), tf.zeros((50_000,))), 13, 0.7 * 1.5
+    like, rounds, stddev = (tf.zeros((200, 500)), tf.zeros((50_000,))), 11, 0.7 * 1.5
     sums = cumulative_noise(tree_gaussian(1.5, 0.7, period=period), like, rounds)
     matrix = honaker(rounds, period)
     expected, found = stddev**2 * matrix @ matrix.T, sums @ sums.T / sums.shape[1]
     variances = np.diag(expected)
     error = np.sqrt((np.outer(variances, variances) + expected**2) / sums.shape[1])
-    # Each of 91 entries within 5 standard errors: wrong for 5 of 100,000 seeds; the seed is fixed.
+    # Each of 66 entries within 5 standard errors: wrong for 4 of 100,000 seeds; the seed is fixed.
     assert np.all(np.abs(found - expected) < 5 * error)
 
 
-@pytest.mark.parametrize("period", [1, 3, 6])
+@pytest.mark.parametrize("period", [1, 5])
 def test_cumulative_tree_noise_has_honakers_covariance_and_restarts(period):
     check_covariance(period)
 
@@ -162,27 +162,15 @@ def test_nodes_that_share_a_seed_are_noticed(monkeypatch):
     same = SimpleNamespace(fold_in=lambda seed, number: seed)
     monkeypatch.setattr(tree_noise, "random", same)
     with pytest.raises(AssertionError):
-        check_covariance(6)
+        check_covariance(5)
 
 
-def test_a_tree_costs_later_sums_less_than_fresh_noise():
-    like = (tf.zeros((20_000,)),)
-    by_tree = cumulative_noise(tree_gaussian(1.0, 1.0, period=16), like, 16)[-1].std()
-    fresh = cumulative_noise(gaussian(1.0, 1.0), like, 16)[-1].std()
-    assert by_tree < 0.2 * fresh
-
-
-def test_a_state_that_was_stored_gives_the_same_bits():
+def test_a_state_that_was_stored_gives_the_same_bits_and_another_secret_others():
     run, state = make_round(tree_gaussian(1.0, 1.0, period=5), SMALL)
+    one, other = (run(state, [SMALL], 0, secret)[0] for secret in (SECRET, random.secret(8)))
+    assert np.abs(one[0] - other[0]).min() > 0
     for number in range(7):
         stored = [leaf.numpy() for leaf in tf.nest.flatten(state)]
         back = tf.nest.pack_sequence_as(state, [tf.constant(a) for a in stored])
         assert_same_bits(run(state, [SMALL], number), run(back, [SMALL], number))
         _, state, _ = run(state, [SMALL], number)
-
-
-def test_other_secrets_give_other_trees():
-    run, state = make_round(tree_gaussian(1.0, 1.0, period=5), SMALL)
-    one, _, _ = run(state, [SMALL])
-    other, _, _ = run(state, [SMALL], 0, random.secret(8))
-    assert np.abs(one[0] - other[0]).min() > 0

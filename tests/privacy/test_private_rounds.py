@@ -78,7 +78,7 @@ def test_hostile_clients_count_as_zero_or_bounded_and_in_the_denominator(stage, 
     assert history.get("clip_norm", [bound]) == [pytest.approx(bound)]
 
 
-def wide(units=30_000):
+def wide(units=10_000):
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)])
 
 
@@ -97,7 +97,7 @@ def changes(fed, history, before):
     ids=["local", "sum", "weights"],
 )
 def test_noise_arrives_in_the_weights(parts, stddev):
-    # 150,000 weights and updates of nearly nothing: the stddev within 5 of its standard errors,
+    # 50,000 weights and updates of nearly nothing: the stddev within 5 of its standard errors,
     # wrong for one run in a million. Two rounds: the noise of both adds up, so they differ.
     data = federation(3)
     noise = changes(*trained(parts(), data, model=wide(), rate=1e-9, rounds=2))
