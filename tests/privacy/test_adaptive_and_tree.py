@@ -174,3 +174,20 @@ def test_a_state_that_was_stored_gives_the_same_bits_and_another_secret_others()
         back = tf.nest.pack_sequence_as(state, [tf.constant(a) for a in stored])
         assert_same_bits(run(state, [SMALL], number), run(back, [SMALL], number))
         _, state, _ = run(state, [SMALL], number)
+
+
+def test_another_multiplier_begins_another_tree():
+    like = (tf.zeros((100_000,)),)
+    run, state = make_round(tree_gaussian(1.0, 1.0, period=4), like)
+    louder, _ = make_round(tree_gaussian(1.0, 3.0, period=4), like)
+    first, state, _ = run(state, [like], 0)
+    second, state, _ = run(state, [like], 1)
+    rest = []
+    for number in (2, 3, 4):
+        noise, state, _ = louder(state, [like], number)
+        rest.append(noise[0])
+    before = first[0] + second[0]
+    # A tree of rounds 3 and 4, then, at the period, another; each within 5 standard errors.
+    for noise, variance in ((rest[0], 9), (rest[0] + rest[1], 9 / 1.5), (rest[2], 9)):
+        assert np.var(noise) == pytest.approx(variance, rel=5 * np.sqrt(2 / 100_000))
+        assert abs(np.corrcoef(noise, before)[0, 1]) < 5 / np.sqrt(100_000)

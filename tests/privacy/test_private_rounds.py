@@ -58,7 +58,7 @@ def hostile():
     [
         (lambda c: gaussian(c, 0), True),
         (lambda c: tree_gaussian(c, 0, period=2), False),
-        (lambda c: adaptive_gaussian(c, 0, count_stddev=0, expected_clients=6), True),
+        (lambda c: adaptive_gaussian(c, 0, count_stddev=0, expected_clients=6), False),
     ],
     ids=["gaussian", "tree", "adaptive"],
 )
@@ -100,13 +100,14 @@ def test_noise_arrives_in_the_weights(parts, stddev):
     # 50,000 weights and updates of nearly nothing: the stddev within 5 of its standard errors,
     # wrong for one run in a million. Two rounds: the noise of both adds up, so they differ.
     data = federation(3)
-    noise = changes(*trained(parts(), data, model=wide(), rate=1e-9, rounds=2))
+    jit = chain(*parts()).mechanisms[0].place == "client update"
+    noise = changes(*trained(parts(), data, model=wide(), rate=1e-9, rounds=2, jit=jit))
     assert np.std(noise) == pytest.approx(np.sqrt(2) * stddev, rel=5 / np.sqrt(2 * noise.size))
     assert abs(np.mean(noise)) < 5 * np.sqrt(2) * stddev / np.sqrt(noise.size)
 
 
 def test_hostile_clients_send_bounded_updates_with_local_noise():
-    moved = changes(*trained([local_gaussian(0.1, 0), mean("uniform")], hostile()))
+    moved = changes(*trained([local_gaussian(0.1, 0), mean("uniform")], hostile(), jit=False))
     assert 0 < np.linalg.norm(moved) <= 0.1
 
 
@@ -141,9 +142,9 @@ for seeded in (True, False):
 keras.utils.set_random_seed(5)
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="zeros")])
 fed = tffed.Federated(model, tffed.fed_avg(batch_size=4), seed=1)
-aggregator = tffed.chain(local_gaussian(1.0, 1.0), tffed.mean("uniform"))
+aggregator = tffed.chain(gaussian(1.0, 1.0), tffed.mean("uniform"))
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-fed.compile(keras.optimizers.SGD(1e-9), loss=loss, aggregator=aggregator)
+fed.compile(keras.optimizers.SGD(1e-9), loss=loss, aggregator=aggregator, jit_compile=False)
 data = {0: (np.ones((4, 2), "f"), np.zeros(4, int))}
 for rounds in (1, 2):
     fed.fit(data, rounds=rounds, initial_round=rounds - 1, verbose=0)

@@ -17,12 +17,14 @@ class TreeNoise(NamedTuple):
         nodes: For each variable, float32 `[rows, *shape]`.
         previous: For each variable, the noise of the last cumulative sum.
         rounds: int32 scalar, the rounds done.
+        stddev: float32 scalar, that of the nodes; -1 before there is one.
     """
 
     levels: Any
     nodes: tuple
     previous: tuple
     rounds: Any
+    stddev: Any
 
 
 def init(like, period):
@@ -33,6 +35,7 @@ def init(like, period):
         tuple(tf.zeros([rows, *w.shape]) for w in like),
         tuple(tf.zeros(w.shape) for w in like),
         tf.constant(0),
+        tf.constant(-1.0),
     )
 
 
@@ -40,7 +43,8 @@ def noised(total, state, clip, stddev, period, seed):
     """A sum of clipped records with the noise of its round, and the new `TreeNoise`.
 
     The tree is `TreeResidualSumQuery`'s (Honaker's estimator), begun again by `RestartQuery` every
-    `period` rounds. `seed` is the round's: a node is drawn in one round and kept.
+    `period` rounds, and where `stddev` is no longer that of the nodes so far. `seed` is the
+    round's: a node is drawn in one round and kept.
     """
     trees, restart = _tree_modules()
     specs = tuple(tf.TensorSpec(w.shape) for w in total)
@@ -57,8 +61,11 @@ def noised(total, state, clip, stddev, period, seed):
         begun = inner.GlobalState(tree_state, tf.constant(clip, tf.float32), state.previous)
         return query._GlobalState(begun, state.rounds)
 
-    # The first state holds the first leaf, which needs a seed: so it is made in the first round.
-    begun = tf.cond(state.rounds == 0, query.initial_global_state, kept)
+    def fresh():
+        return query.initial_global_state()._replace(indicator_state=state.rounds)
+
+    # A fresh tree holds its first leaf, which needs a seed: so it is made in its first round.
+    begun = tf.cond(state.stddev == stddev, kept, fresh)
     result, new, _ = query.get_noised_result(queries.float32(total), begun)
     found = new.inner_query_state
     levels, nodes = found.tree_state.level_buffer_idx, found.tree_state.level_buffer
@@ -67,6 +74,7 @@ def noised(total, state, clip, stddev, period, seed):
         tuple(_padded(n, k, 0.0) for n, k in zip(nodes, state.nodes, strict=True)),
         found.previous_tree_noise,
         new.indicator_state,
+        tf.constant(stddev, tf.float32),
     )
     new = tree.map(lambda leaf, old: tf.ensure_shape(leaf, old.shape), new, state)
     return queries.cast_like(total, result), new
