@@ -412,8 +412,11 @@ def test_rounds_within(accountant):
 
 @pytest.mark.parametrize("accountant", ["rdp", "pld", None])
 def test_epsilon_by_round(accountant):
-    releases = [Release(3.0, FULL, 10), Release(2.0, FULL, 14)]
-    rounds, epsilons = curves.epsilon_by_round(releases, 1e-5, accountant, points=13)
+    def after(n):
+        return [Release(3.0, FULL, min(n, 10)), Release(2.0, FULL, max(n - 10, 0))]
+
+    releases = after(24)
+    rounds, epsilons = curves.epsilon_by_round(after, 24, 1e-5, accountant, points=13)
     np.testing.assert_array_equal(rounds, [1, 3, 5, 7, 9, 11, 12, 14, 16, 18, 20, 22, 24])
     assert epsilons[-1] == pytest.approx(epsilon(releases, 1e-5, accountant=accountant), rel=1e-9)
     if accountant != "rdp":

@@ -19,10 +19,12 @@ import importlib
 
 _HOMES = {
     "tffed.mechanism": ("Mechanism",),
-    "tffed.privacy.accounting": ("epsilon",),
+    "tffed.privacy.accounting": ("account",),
     "tffed.privacy.budget": ("Budget",),
+    "tffed.privacy.calculator": ("epsilon", "noise_multiplier"),
     "tffed.privacy.example_level": ("dp_sgd",),
     "tffed.privacy.ledger": ("Ledger",),
+    "tffed.privacy.releases": ("Release", "Sampling", "release_of"),
     "tffed.privacy.report": ("PrivacyReport",),
     "tffed.privacy.stages": (
         *("adaptive_gaussian", "gaussian", "local_gaussian", "tree_gaussian", "weight_noise"),

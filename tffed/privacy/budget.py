@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tffed.arguments import positive
 from tffed.assembly import build
 from tffed.mechanism import AVERAGED_WEIGHTS
-from tffed.privacy import accounting
+from tffed.privacy import accounting, curves
 from tffed.privacy.claims import releases
 from tffed.privacy.ledger import Entry
 from tffed.privacy.terms import SCHEDULE, check_trees, exposures, terms
@@ -131,7 +131,7 @@ def _solve(budget, ledger, with_noise):
     before = None if last is None else last.noise_multiplier
     if before and _keeps(budget, with_noise(before)):
         return before
-    return accounting.solve_noise_multiplier(budget.epsilon, budget.delta, with_noise)
+    return curves.solve_noise_multiplier(budget.epsilon, budget.delta, with_noise)
 
 
 def _keeps(budget, found):
@@ -140,16 +140,11 @@ def _keeps(budget, found):
 
 def _allowed(budget, rounds, spent):
     """The most rounds, up to `rounds`, that keep to the budget."""
-    if _keeps(budget, spent(rounds)):
-        return rounds
-    low, high = 0, rounds  # `low` keeps to it if anything does
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _keeps(budget, spent(middle)) else (low, middle)
-    if low == 0:
+    found = curves.rounds_within(budget.epsilon, budget.delta, (), spent, rounds)
+    if rounds and not found:
         raise ValueError(
             f"Expected a budget that allows one more round. Received: {budget}, of which "
             f"{accounting.account(spent(0), budget.delta).epsilon:.3g} are spent. Raise epsilon, "
             "or add more noise."
         )
-    return low
+    return found

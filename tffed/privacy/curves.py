@@ -93,38 +93,31 @@ def rounds_within(
     return inside
 
 
-def epsilon_by_round(releases, delta, accountant=None, points=30):
-    """How epsilon grew, for releases that followed one another in the given order.
+def epsilon_by_round(releases_after, total, delta, accountant=None, points=30):
+    """How epsilon grew.
 
     Args:
-        releases, delta, accountant: See `account`; None: the accountant that is the better one at
-            the end is used throughout.
+        releases_after: `(rounds) -> ` all releases after so many rounds.
+        total: The number of rounds.
+        delta, accountant: See `account`; None: the accountant that is the better one at the end is
+            used throughout.
         points: At how many rounds, evenly spread; the last round is one of them.
 
     Returns:
         `(rounds, epsilons)`: arrays of shape (points,), or as many as there are rounds.
     """
-    releases = tuple(releases)
-    total = sum(release.rounds for release in releases)
     rounds = np.unique(np.linspace(min(1, total), total, points).round().astype(int))
-    end = accounting.account(releases, delta, accountant)
+    whole = tuple(releases_after(total))
+    end = accounting.account(whole, delta, accountant)
     by_pld = end.accountant == "pld" and 0 < end.epsilon < math.inf
-    interval = accounting.interval(accounting.rdp_epsilon(releases, delta))
+    interval = accounting.interval(accounting.rdp_epsilon(whole, delta))
     epsilons = [
         accounting.pld_epsilon(prefix, delta, interval)
         if by_pld
         else accounting.rdp_epsilon(prefix, delta)
-        for prefix in (_first(releases, n) for n in rounds)
+        for prefix in (tuple(releases_after(int(n))) for n in rounds)
     ]
     return rounds, np.array(epsilons)
-
-
-def _first(releases, rounds):
-    kept = []
-    for release in releases:
-        kept.append(release._replace(rounds=int(min(release.rounds, rounds))))
-        rounds -= kept[-1].rounds
-    return tuple(kept)
 
 
 def _check_budget(budget):

@@ -7,6 +7,7 @@ import numpy as np
 from tffed.extras import require
 from tffed.privacy import accounting
 from tffed.privacy.claims import NEIGHBOURS, adversary, assumptions, releases
+from tffed.privacy.curves import epsilon_by_round
 
 
 class PrivacyReport(NamedTuple):
@@ -101,7 +102,7 @@ def _number(value):
     return float(value) if np.isfinite(value) else str(float(value))
 
 
-def report(ledger, delta, *, relation=None, accountant=None, points=30) -> PrivacyReport:
+def report(ledger, delta, *, relation=None, accountant=None) -> PrivacyReport:
     """The report of a ledger.
 
     Args:
@@ -109,7 +110,6 @@ def report(ledger, delta, *, relation=None, accountant=None, points=30) -> Priva
         delta: δ in (0, 1).
         relation: As in `tffed.privacy.Budget`.
         accountant: `"rdp"`, `"pld"`, or None for the tighter one that serves.
-        points: The most points of `by_round`.
 
     Raises:
         ValueError: Nothing was released yet, or no noise was ever added.
@@ -124,11 +124,10 @@ def report(ledger, delta, *, relation=None, accountant=None, points=30) -> Priva
     unit = noised[-1].unit
     found = accounting.account(releases(entries, unit, relation), delta, accountant)
     unprotected = [text for entry in entries for text in entry.terms.unprotected]
-    rounds = _points(ledger.rounds, points)
-    by_round = [
-        accounting.account(releases(_first(entries, r), unit, relation), delta, found.accountant)
-        for r in rounds
-    ]
+
+    def after(rounds):
+        return releases(_first(entries, rounds), unit, found.relation)
+
     return PrivacyReport(
         epsilon=found.epsilon,
         delta=delta,
@@ -141,12 +140,8 @@ def report(ledger, delta, *, relation=None, accountant=None, points=30) -> Priva
         assumptions=assumptions(entries),
         unprotected=list(dict.fromkeys(unprotected)),
         dropped=sum(entry.dropped for entry in entries),
-        by_round=(rounds, np.array([spent.epsilon for spent in by_round])),
+        by_round=epsilon_by_round(after, ledger.rounds, delta, found.accountant),
     )
-
-
-def _points(rounds, most):
-    return np.unique(np.linspace(1, rounds, min(rounds, most)).round().astype(int))
 
 
 def _first(entries, rounds):
