@@ -36,7 +36,8 @@ def compiled(*parts, recipe=None, model=None, **arguments):
     fed = tffed.Federated(model or classifier(), recipe or tffed.fed_avg(batch_size=8), seed=3)
     client = None if recipe is not None else keras.optimizers.SGD(0.1)
     aggregator = tffed.chain(*(parts or [UNIFORM]))
-    fed.compile(**{"client_optimizer": client, "loss": LOSS, "aggregator": aggregator} | arguments)
+    arguments = {"client_optimizer": client, "jit_compile": False} | arguments
+    fed.compile(loss=LOSS, aggregator=aggregator, **arguments)
     return fed
 
 

@@ -110,7 +110,7 @@ def epsilon_by_round(releases_after, total, delta, accountant=None, points=30):
     whole = tuple(releases_after(total))
     end = accounting.account(whole, delta, accountant)
     by_pld = end.accountant == "pld" and 0 < end.epsilon < math.inf
-    interval = accounting.interval(accounting.rdp_epsilon(whole, delta))
+    interval = accounting.interval(accounting.rdp_epsilon(whole, delta)) if by_pld else None
     epsilons = [
         accounting.pld_epsilon(prefix, delta, interval)
         if by_pld
