@@ -163,8 +163,8 @@ def _describe(entry):
         "fixed_size_without_replacement": f"{terms.size} of {terms.population} clients at random",
         "schedule": f"clients take part in up to {entry.exposure} of them",
     }[terms.scheme]
-    times = f", {terms.per_round} times a round" if terms.per_round > 1 else ""
+    times = f", {terms.per_round} times a round of a client" if terms.per_round > 1 else ""
     return (
-        f"{entry.rounds} rounds, {cohort}: {mechanism.name} on the {mechanism.place}{times}, norm "
-        f"{mechanism.clip:.4g}, noise multiplier {mechanism.noise_multiplier:.4g}"
+        f"{entry.rounds} rounds, {cohort}: {mechanism.name}{times}, norm {mechanism.clip:.4g}, "
+        f"noise multiplier {mechanism.noise_multiplier:.4g}"
     )
