@@ -56,12 +56,12 @@ def independent_examples(model):
     compiled = getattr(model, "_compile_metrics", None)
     weighted = compiled is not None and compiled._user_weighted_metrics
     metrics = tf.nest.flatten(compiled._user_metrics) if compiled is not None else []
-    by_example = all(_gives_each_a_value(f) for f in (*tf.nest.flatten(model.loss), *metrics))
+    by_example = all(gives_each_a_value(f) for f in (*tf.nest.flatten(model.loss), *metrics))
     plain = [len(output.shape) for output in model.outputs] == [2] and not model.losses
     return means and by_example and plain and not weighted
 
 
-def _gives_each_a_value(function):
+def gives_each_a_value(function):
     """Whether a loss or metric, or its name, is Keras's own and looks at one example at a time."""
     if function is None:
         return True

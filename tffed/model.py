@@ -58,6 +58,8 @@ class FunctionalModel(NamedTuple):
         local_statistics: Whether `non_trainable` stays on each client.
         maskable: Whether padding a batch and masking it gives what the batch itself gives.
         mechanism: The `tffed.privacy.Mechanism` by which gradients are noised, or None.
+        forward: `(weights, batch, seed, mask=None) -> (loss, non_trainable, sums)`, of which `grad`
+            takes the gradient; in inference mode if `seed` is None.
     """
 
     init: Callable
@@ -70,6 +72,7 @@ class FunctionalModel(NamedTuple):
     local_statistics: bool
     maskable: bool
     mechanism: Any = None
+    forward: Callable | None = None
 
 
 def from_keras(
@@ -140,6 +143,7 @@ def from_keras(
         variables=parts.variables,
         local_statistics=batch_norm == "local",
         maskable=independent_examples(model),
+        forward=parts.forward,
     )
 
 
@@ -176,7 +180,7 @@ class _Functions:
         del noise
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights.trainable)
-            value, statistics, sums = self._forward(weights, batch, seed, mask)
+            value, statistics, sums = self.forward(weights, batch, seed, mask)
             scaled = value * tf.cast(self._scale, value.dtype)
         grads = tape.gradient(scaled, weights.trainable, unconnected_gradients="zero")
         if not sparse or self._scale != 1:  # dense ones add up and travel
@@ -186,7 +190,7 @@ class _Functions:
         return tuple(grads), statistics, sums
 
     def evaluate(self, weights, batch):
-        return self._forward(weights, batch, None, None)[2]
+        return self.forward(weights, batch, None)[2]
 
     def report(self, sums):
         model = self._model
@@ -195,8 +199,7 @@ class _Functions:
         results = {name: tf.cast(value, tf.float32) for name, value in results.items()}
         return results | {"loss": tf.math.divide_no_nan(sums[0], sums[1])}
 
-    def _forward(self, weights, batch, seed, mask):
-        """`(loss, statistics, sums)` of one batch; in inference mode if `seed` is None."""
+    def forward(self, weights, batch, seed, mask=None):
         model, training, sums = self._model, seed is not None, self.zeros(batch)
         x, y, sample_weight = self._weigh(batch)
         rows = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)

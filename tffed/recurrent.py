@@ -62,28 +62,39 @@ def _inner_loop(layer, sequences, initial_state, mask, training=False):
     x = tf.transpose(sequences, [1, 0, 2])
     if layer.go_backwards:
         x = tf.reverse(x, [0])
-    outputs, *states = _RUNS[type(layer)](layer.cell, x, *tf.nest.flatten(initial_state))
+    watch = vars(layer).get(WATCH, _unwatched)
+    outputs, *states = _RUNS[type(layer)](layer.cell, x, *tf.nest.flatten(initial_state), watch)
     last = states[0]
     outputs = tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
     return last, outputs, states
 
 
-def _run_lstm(cell, x, h, c):
+def _run_lstm(cell, x, h, c, watch):
     kernel, recurrent, bias = _weights(cell)
-    return _lstm(tf.tensordot(x, kernel, 1) + bias, recurrent, h, c)
+    projected, _, seen = watch(x, h, tf.tensordot(x, kernel, 1) + bias)
+    return seen(_lstm(projected, recurrent, h, c))
 
 
-def _run_gru(cell, x, h):
+def _run_gru(cell, x, h, watch):
     kernel, recurrent, bias = _weights(cell)
     outer, inner = (bias[0], bias[1]) if cell.use_bias else (bias, bias)
-    return _gru(tf.tensordot(x, kernel, 1) + outer, recurrent, inner, h)
+    projected, inner, seen = watch(x, h, tf.tensordot(x, kernel, 1) + outer, inner)
+    return seen(_gru(projected, recurrent, inner, h))
 
 
-def _run_simple(cell, x, h):
+def _run_simple(cell, x, h, watch):
     kernel, recurrent, bias = _weights(cell)
-    return _simple(tf.tensordot(x, kernel, 1) + bias, recurrent, h)
+    projected, _, seen = watch(x, h, tf.tensordot(x, kernel, 1) + bias)
+    return seen(_simple(projected, recurrent, h))
 
 
+def _unwatched(x, h, projected, inner=None):
+    del x, h
+    return projected, inner, lambda outputs: outputs
+
+
+# The name under which a layer may carry what stands in for `_unwatched`.
+WATCH = "_watch_loop"
 _RUNS = {
     keras.layers.LSTM: _run_lstm,
     keras.layers.GRU: _run_gru,
@@ -134,19 +145,23 @@ def _lstm(projected, recurrent, h, c):
 
 @tf.custom_gradient
 def _gru(projected, recurrent, bias, h):
-    """`(outputs [time, batch, units], last h)` of inputs projected to [time, batch, 3u]."""
-    units = recurrent.shape[0]
+    """`(outputs [time, batch, units], last h)` of inputs projected to [time, batch, 3u].
 
-    def step(state, projected):
+    The bias is of shape [3u], or one for each time and example: [time, batch, 3u].
+    """
+    units, apart = recurrent.shape[0], bias.shape.rank == 3
+
+    def step(state, projected, here=bias):
         (h,) = state
         x_z, x_r, x_g = tf.split(projected, 3, -1)
-        h_z, h_r, h_g = tf.split(tf.matmul(h, recurrent) + bias, 3, -1)
+        h_z, h_r, h_g = tf.split(tf.matmul(h, recurrent) + here, 3, -1)
         z, r = tf.sigmoid(x_z + h_z), tf.sigmoid(x_r + h_r)
         g = tf.tanh(x_g + r * h_g)
         h = z * h + (1 - z) * g
         return (h,), (h, tf.concat([z, r, g, h_g], -1))
 
-    last, (hs, gates) = _scan(step, (h,), [projected], [units, 4 * units])
+    inputs = [projected, bias] if apart else [projected]
+    last, (hs, gates) = _scan(step, (h,), inputs, [units, 4 * units])
 
     def grad(d_hs, d_h):
         z, r, g, h_g = tf.split(gates, 4, -1)
@@ -163,7 +178,8 @@ def _gru(projected, recurrent, bias, h):
         (first,), (d_h,) = _scan(back, (d_h,), [d_hs, slopes, z], [units], reverse=True)
         d_z = tf.concat([d_h, d_h, d_h], -1) * slopes
         d_projected = tf.concat([d_h * by_z, d_h * by_r, d_h * by_g], -1)
-        return d_projected, _product(before, d_z), tf.reduce_sum(d_z, [0, 1]), first
+        d_bias = d_z if apart else tf.reduce_sum(d_z, [0, 1])
+        return d_projected, _product(before, d_z), d_bias, first
 
     return (hs, *last), grad
 
