@@ -9,6 +9,7 @@ from tffed.aggregation import Aggregator, chain, mean
 from tffed.algorithm import Algorithm, Recipe
 from tffed.model import FunctionalModel, from_keras
 from tffed.optimizers import Optimizer
+from tffed.privacy.example_level import ExampleLevel, private_gradients
 
 
 class Parts(NamedTuple):
@@ -20,7 +21,7 @@ class Parts(NamedTuple):
         client: The clients' `Optimizer`, or None.
         server: The server's `Optimizer`.
         aggregator: The `Aggregator`.
-        steps: The `tffed.privacy.ExampleLevel` of the clients' steps, or None.
+        steps: The `ExampleLevel` of the clients' steps, or None.
         keras_model: The Keras model.
         client_optimizer: The clients' Keras optimizer, or None.
         server_optimizer: The server's Keras optimizer.
@@ -31,7 +32,7 @@ class Parts(NamedTuple):
     client: Optimizer | None
     server: Optimizer
     aggregator: Aggregator
-    steps: Any
+    steps: ExampleLevel | None
     keras_model: Any
     client_optimizer: Any
     server_optimizer: Any
@@ -69,7 +70,7 @@ def collect(
             "Expected an aggregator from tffed.chain, e.g. chain(clip(1.0), mean()). "
             f"Received: aggregator of type {type(aggregator).__name__}"
         )
-    if steps is not None and not hasattr(steps, "mechanism"):
+    if steps is not None and not isinstance(steps, ExampleLevel):
         raise ValueError(
             "Expected `privacy` to be noise in the clients' steps, tffed.privacy.dp_sgd(clip=…). "
             f"Received: privacy={steps!r}. A Budget goes to fit, stages with noise to chain."
@@ -121,9 +122,9 @@ def build(parts, noise_multiplier=None) -> Built:
     if noise_multiplier is not None:
         aggregator = aggregator.calibrate(noise_multiplier)
         steps = steps and steps.calibrate(noise_multiplier)
-    if steps is not None:
-        from tffed.privacy.example_level import private_gradients
-
+    if steps is not None and steps.noise_multiplier is None:
+        model = model._replace(grad=_awaits_noise, mechanism=steps.mechanism)
+    elif steps is not None:
         model = private_gradients(model, parts.keras_model, steps, parts.client_optimizer)
     algorithm = parts.recipe(
         model,
@@ -132,3 +133,10 @@ def build(parts, noise_multiplier=None) -> Built:
         aggregator=aggregator,
     )
     return Built(algorithm, parts.recipe, model, parts.server, aggregator)
+
+
+def _awaits_noise(*arguments, **keywords):
+    raise ValueError(
+        "Private steps need to know how much noise to add. Received: noise_multiplier=None. Give "
+        "dp_sgd(…, noise_multiplier=…), or fit(…, privacy=Budget(…))."
+    )

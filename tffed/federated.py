@@ -154,7 +154,7 @@ class Federated:
             "aggregator": parts.aggregator.name,
             "batch_norm": batch_norm,
             "class_weight": class_weight,
-            "privacy": None if privacy is None else privacy.name,
+            "privacy": None if privacy is None else repr(privacy),
             "noise_seed": noise_seed,
             **options,
         }

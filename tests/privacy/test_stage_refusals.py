@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.privacy.stage_rounds import SMALL
 from tffed import random
-from tffed.aggregation import chain, mean, median
+from tffed.aggregation import Stage, adaptive_clip, chain, mean, median
 from tffed.privacy.stages import (
     adaptive_gaussian,
     gaussian,
@@ -39,6 +39,18 @@ def test_a_public_seed_is_refused():
         (lambda: chain(local_gaussian(1.0, 1.0), mean("examples")), "mean.examples. after"),
         (lambda: chain(tree_gaussian(1.0, 1.0, period=2), median()), "median after noise"),
         (lambda: chain(gaussian(1.0, 1.0), weight_noise(1.0), mean("uniform")), "noise in one"),
+        (
+            lambda: chain(
+                Stage(decode=lambda shared, payload: payload, name="doubler"),
+                gaussian(1.0, 1.0),
+                mean("uniform"),
+            ),
+            "doubler before noise. Put it after",
+        ),
+        (
+            lambda: chain(adaptive_clip(), gaussian(1.0, 1.0), mean("uniform")),
+            "adaptive_clip.* beside noise",
+        ),
         (lambda: chain(weight_noise(1.0), mean("uniform")), "without a bound"),
         (lambda: gaussian(0.0), "`clip` must be positive"),
         (lambda: local_gaussian(float("inf")), "`clip` must be positive"),

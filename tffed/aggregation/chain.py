@@ -239,6 +239,15 @@ def _check_private(stages, mechanisms, bound, reducer):
             f"{reducer.name} after noise. Use mean('uniform'), or mean('examples', max_weight=…, "
             "denominator=…)."
         )
+    places = [s.mechanism.place if s.mechanism else None for s in stages]
+    before = stages[: places.index(SERVER_SUM)] if SERVER_SUM in places else ()
+    plain = Stage._field_defaults["decode"]
+    if decoding := [stage.name for stage in before if stage.decode is not plain]:
+        raise ValueError(
+            "The server decodes from the last stage to the first, so what comes before the noise "
+            f"would change norms after they were clipped. Received: {decoding[0]} before noise. "
+            "Put it after."
+        )
     if mechanisms[0].place == AVERAGED_WEIGHTS and bound is None:
         raise ValueError(
             "Noise on the averaged weights protects no one while updates have any size. Received: "
