@@ -317,7 +317,7 @@ def test_a_report_prints_draws_and_becomes_json(tmp_path):
 
 def test_a_private_run_does_not_warn_where_nothing_is_wrong():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         fed = compiled(gaussian(1.0, 50.0), UNIFORM)
         fed.fit(population(), rounds=2, privacy=Budget(4.0, DELTA), verbose=0)
     assert fed.ledger.rounds == 2
