@@ -4,6 +4,7 @@ Every attack gives each example a score; the higher, the more it looks like a me
 the scores is a test, and all thresholds together are the ROC curve.
 """
 
+import operator
 from typing import NamedTuple
 
 import keras
@@ -11,6 +12,7 @@ import numpy as np
 
 from tffed.extras import require
 
+_BATCH = 512
 _SMALLEST_LOSS, _LARGEST_LOSS = 1e-15, 500.0  # beyond them float64 cannot tell the logit
 
 
@@ -164,9 +166,14 @@ def example_losses(model, x, y, *, loss=None):
             f"loss={loss!r}. Compile the model with one, or pass loss=…"
         )
     loss = keras.losses.get(loss)
-    predicted = model.predict(x, batch_size=256, verbose=0)
-    values = np.asarray(getattr(loss, "call", loss)(y, predicted), np.float64)
-    return values.reshape(len(values), -1).mean(1)
+    found = []
+    for start in range(0, len(y), _BATCH):
+        rows = slice(start, start + _BATCH)
+        batch = keras.tree.map_structure(operator.itemgetter(rows), x)
+        predicted = model(batch, training=False)
+        values = np.asarray(getattr(loss, "call", loss)(y[rows], predicted), np.float64)
+        found.append(values.reshape(len(values), -1).mean(1))
+    return np.concatenate(found)
 
 
 def _logits(model, examples, loss):
