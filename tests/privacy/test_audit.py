@@ -223,8 +223,8 @@ def test_canaries_tell_halved_noise_from_what_is_claimed():
     halved = audit.audit_examples(sums(z / 2, 2.0), **options)
     assert 2 < right.epsilon_lower < epsilon and not right.refuted
     assert halved.epsilon_lower > epsilon and halved.refuted
-    assert right.epsilon_estimate == pytest.approx(epsilon, rel=0.03)
-    assert halved.epsilon_estimate == pytest.approx(claim(z / 2, delta), rel=0.03)
+    assert right.epsilon_estimate == pytest.approx(epsilon, rel=0.05)
+    assert halved.epsilon_estimate == pytest.approx(claim(z / 2, delta), rel=0.05)
     assert str(halved).endswith("claimed 4.38: REFUTED") and "95% confidence" in str(right)
 
 
@@ -249,13 +249,19 @@ def test_canary_clients_go_through_the_whole_chain(multiplier, refuted):
 
 
 def test_noise_that_comes_again_is_noticed():
-    # A seed that is used twice gives the same noise in all rounds, which then averages nothing out.
-    fresh, fixed = sums(1.0), sums(1.0)
-    options = {"norm": 1.0, "canaries": 600, "rounds": 16, "takes_part": "always", "seed": 2}
-    right = audit.audit_examples(fresh, **options)
-    wrong = audit.audit_examples(lambda vectors, seed: fixed(vectors, seed * 0), **options)
-    assert right.epsilon_estimate == pytest.approx(claim(1 / 4, 1e-5), rel=0.12)
-    assert wrong.epsilon_estimate < 0.5 * right.epsilon_estimate
+    # A seed that is used twice: what two rounds have in common is then all of the noise.
+    release = sums(1.0)
+    options = {"norm": 1.0, "canaries": 4000, "seed": 2, "claimed_epsilon": claim(1.0, 1e-5)}
+    assert not audit.audit_examples(release, **options).refuted
+    again = audit.audit_examples(lambda vectors, seed: release(vectors, seed * 0), **options)
+    assert again.correct == again.guesses and again.refuted
+
+
+def test_canaries_in_all_rounds_cost_what_all_rounds_cost():
+    options = {"norm": 1.0, "canaries": 800, "rounds": 16, "takes_part": "always", "seed": 2}
+    found = audit.audit_examples(sums(4.0), **options)
+    assert found.epsilon_estimate == pytest.approx(claim(1.0, 1e-5), rel=0.12)
+    assert 0 < found.epsilon_lower < claim(1.0, 1e-5)
 
 
 def test_random_directions_and_one_number_of_guesses():
@@ -298,11 +304,22 @@ def rows(data, mask):
     return data[0][mask], data[1][mask]
 
 
+def softmax_regression(x, y, steps=300):
+    """Weights that fit the examples by gradient descent, in NumPy."""
+    x, weights = np.c_[x, np.ones(len(x))], np.zeros((65, 10))
+    for _ in range(steps):
+        scores = np.exp(x @ weights)
+        weights -= 2.0 * x.T @ (scores / scores.sum(1, keepdims=True) - np.eye(10)[y]) / len(x)
+    return weights
+
+
 def test_membership_of_an_overfit_model_shows_and_of_another_does_not():
-    data = pool(400)
-    member = np.arange(400) % 2 == 0
-    model = network(64)
-    model.fit(*rows(data, member), epochs=60, verbose=0)
+    data = pool(300)
+    member = np.arange(300) % 2 == 0
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    model.compile(loss=CROSS_ENTROPY)
+    weights = softmax_regression(*rows(data, member), steps=1500)
+    model.set_weights([weights[:-1], weights[-1]])
     found = audit.loss_threshold(model, rows(data, member), rows(data, ~member))
     # Witness: scikit-learn on Keras's own losses.
     losses = CROSS_ENTROPY.call(data[1], model(data[0])).numpy()
@@ -311,19 +328,10 @@ def test_membership_of_an_overfit_model_shows_and_of_another_does_not():
     assert found.advantage == pytest.approx((tpr - fpr).max())
     assert found.tpr_at(0.05) == tpr[fpr <= 0.05].max()
     assert found.auc > 0.7 and found.advantage > 0.4
-    # A model of neither: the AUC of n = 200 against 200 has a deviation of 1 / √(6n) = 0.029; four.
+    # A model of neither: the AUC of n = 150 against 150 has a deviation of 1 / √(6n) = 0.033; four.
     unseen = audit.loss_threshold(network(), rows(data, member), rows(data, ~member))
-    assert unseen.auc == pytest.approx(0.5, abs=0.116)
+    assert unseen.auc == pytest.approx(0.5, abs=0.133)
     assert "AUC" in str(found)
-
-
-def softmax_regression(x, y, steps=300):
-    """Weights that fit the examples by gradient descent, in NumPy."""
-    x, weights = np.c_[x, np.ones(len(x))], np.zeros((65, 10))
-    for _ in range(steps):
-        scores = np.exp(x @ weights)
-        weights -= 2.0 * x.T @ (scores / scores.sum(1, keepdims=True) - np.eye(10)[y]) / len(x)
-    return weights
 
 
 def test_lira_finds_more_than_the_loss_does():
