@@ -25,7 +25,7 @@ from experiments.benchmarks import machine
 _ATTACKS = ("canaries", "membership", "inversion")
 _CLIP, _DELTA = 1.0, 1e-5
 _POOL, _CLIENTS, _WRONG_LABELS = 1400, 175, 0.4
-_IMAGES = 4
+_IMAGES, _SHADOWS = 4, 16
 
 
 def main(argv=None):
@@ -90,8 +90,13 @@ def _membership(values, folder):
     epsilon = _epsilon(z / values.rounds**0.5)
     for name, aggregator in (("no noise", None), (f"noise, epsilon {epsilon:.1f}", noised)):
         model = _train(inside, aggregator, values)
-        result = audit.loss_threshold(model, inside, outside)._replace(name=name)
+        result = audit.loss_threshold(model, inside, outside)._replace(name=f"{name}, loss")
         axes = result.plot(axes=axes).axes[0]
+        if aggregator is None:
+            ratio = audit.lira(model, data, members, _shadows(data, values))
+            ratio = ratio._replace(name=f"{name}, LiRA")
+            ratio.plot(axes=axes)
+            found[f"{name}, LiRA"] = {"auc": ratio.auc, "tpr_at_1%": ratio.tpr_at(0.01)}
         x, y = tffed.data.digits().test
         found[name] = {
             "auc": result.auc,
@@ -111,19 +116,41 @@ def _half_wrong(data, seed):
     return (x, np.where(wrong, rng.integers(0, 10, _POOL), y)), rng.permutation(_POOL) % 2 == 0
 
 
+def _network(seed):
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    layers = [keras.layers.Dense(64, "relu"), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    return model, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _shadows(data, values):
+    """Networks that the attacker trains, each on another half of the digits."""
+    import keras
+
+    found, rng = [], np.random.default_rng(values.seed + 1)
+    for number in range(_SHADOWS):
+        mask = rng.random(_POOL) < 0.5
+        model, loss = _network(values.seed + 1 + number)
+        model.compile(keras.optimizers.Adam(0.02), loss, jit_compile=False)
+        rows = tuple(a[mask] for a in data)
+        model.fit(*rows, batch_size=_POOL, epochs=values.rounds, verbose=0)
+        found.append((model, mask))
+    return found
+
+
 def _train(data, aggregator, values):
     """A network trained with FedSGD over clients with a few examples each."""
     import keras
 
     import tffed
 
-    keras.utils.set_random_seed(values.seed)
-    layers = [keras.layers.Dense(64, "relu"), keras.layers.Dense(10)]
-    model = keras.Sequential([keras.Input((64,)), *layers])
+    model, loss = _network(values.seed)
     fed = tffed.Federated(model, tffed.fed_sgd(), seed=values.seed)
     fed.compile(
         server_optimizer=keras.optimizers.Adam(0.02),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=loss,
         aggregator=aggregator,
     )
     clients = tffed.data.partition(*data, clients=_CLIENTS, scheme=tffed.data.IID(), seed=1)
@@ -150,8 +177,10 @@ def _inversion(values, folder):
     cases = {"No protection": gradient, "Clipped": clipped, "Clipped and\nnoised": noised}
     images, found = {}, {}
     for name, seen in cases.items():
-        images[name], _ = audit.invert(model, seen, x.shape, distance="cosine", seed=values.seed)
-        images[name] = _matched(images[name], x)
+        recovered, _ = audit.invert(
+            model, seen, x.shape, distance="cosine", bounds=(0.0, 1.0), seed=values.seed
+        )
+        images[name] = _matched(recovered, x)
         error = np.sqrt(np.mean((images[name] - x) ** 2))
         found[name.replace("\n", " ")] = {"root_mean_squared_error": float(error)}
     audit.figure(folder / "inversion.png", x, images)

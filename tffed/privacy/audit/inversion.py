@@ -23,6 +23,7 @@ def invert(
     loss=None,
     steps=300,
     distance="squared",
+    bounds=None,
     restarts=1,
     seed=0,
 ):
@@ -43,6 +44,7 @@ def invert(
         loss: A Keras loss; by default the model is compiled with one.
         steps: Most steps of the optimizer.
         distance: `"squared"` or `"cosine"`.
+        bounds: `(smallest, largest)` value of an input, if the attacker knows them.
         restarts: Starts from so many random inputs; the closest one's end is returned.
         seed: Of the random inputs.
 
@@ -69,7 +71,9 @@ def invert(
     labels = infer_labels(observed, shape[0]) if labels is None else labels
     objective = _objective(functional, weights, observed, shape, labels, distance)
     rng = np.random.default_rng(seed)
-    found = [_minimise(objective, rng.uniform(size=shape), steps) for _ in range(restarts)]
+    low, high = bounds or (0.0, 1.0)
+    starts = [rng.uniform(low, high, shape) for _ in range(restarts)]
+    found = [_minimise(objective, start, steps, bounds) for start in starts]
     x, history = min(found, key=lambda pair: pair[1][-1])
     return x.reshape(shape).astype(np.float32), history
 
@@ -197,7 +201,7 @@ def _objective(model, weights, observed, shape, labels, distance):
     return evaluate
 
 
-def _minimise(objective, start, steps):
+def _minimise(objective, start, steps, bounds):
     """`(x, distance by step)`; a start from which the distance is not a number ends at once."""
     optimize = require("scipy.optimize", "data")
     history = [objective(start.ravel())[0]]
@@ -208,6 +212,7 @@ def _minimise(objective, start, steps):
         start.ravel(),
         jac=True,
         method="L-BFGS-B",
+        bounds=None if bounds is None else [bounds] * start.size,
         callback=lambda intermediate_result: history.append(float(intermediate_result.fun)),
         options={"maxiter": steps, "maxfun": 4 * steps, "ftol": 1e-14, "gtol": 1e-12},
     )
