@@ -126,17 +126,24 @@ def _network(seed):
 
 
 def _shadows(data, values):
-    """Networks that the attacker trains, each on another half of the digits."""
+    """Losses of networks that the attacker trains, each on another half of the digits."""
     import keras
 
+    from tffed.privacy import audit
+
+    model, loss = _network(values.seed + 1)
+    model.compile(keras.optimizers.Adam(0.02), loss, jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    start = [v.numpy() for v in model.optimizer.variables]
     found, rng = [], np.random.default_rng(values.seed + 1)
-    for number in range(_SHADOWS):
-        mask = rng.random(_POOL) < 0.5
-        model, loss = _network(values.seed + 1 + number)
-        model.compile(keras.optimizers.Adam(0.02), loss, jit_compile=False)
-        rows = tuple(a[mask] for a in data)
+    for _ in range(_SHADOWS):
+        model.set_weights(keras.models.clone_model(model).get_weights())
+        for variable, value in zip(model.optimizer.variables, start, strict=True):
+            variable.assign(value)
+        mask = rng.permutation(_POOL) % 2 == 0
+        rows = (a[mask] for a in data)
         model.fit(*rows, batch_size=_POOL, epochs=values.rounds, verbose=0)
-        found.append((model, mask))
+        found.append((audit.example_losses(model, *data), mask))
     return found
 
 

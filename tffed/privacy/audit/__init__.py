@@ -9,7 +9,13 @@
 from tffed.privacy.audit.bounds import from_rates, normals, one_run, one_shot, p_value
 from tffed.privacy.audit.canaries import AuditResult, audit_clients, audit_examples
 from tffed.privacy.audit.inversion import dense_input, figure, infer_labels, invert
-from tffed.privacy.audit.membership import MembershipResult, from_scores, lira, loss_threshold
+from tffed.privacy.audit.membership import (
+    MembershipResult,
+    example_losses,
+    from_scores,
+    lira,
+    loss_threshold,
+)
 
 __all__ = [
     "AuditResult",
@@ -17,6 +23,7 @@ __all__ = [
     "audit_clients",
     "audit_examples",
     "dense_input",
+    "example_losses",
     "figure",
     "from_rates",
     "from_scores",

@@ -58,9 +58,9 @@ class MembershipResult(NamedTuple):
         if first:
             figure = require("matplotlib.figure", "plot").Figure((5.2, 5), layout="constrained")
             axes = figure.add_subplot()
-        axes.plot(self.fpr, self.tpr, lw=1.8, label=f"{self.name} (AUC {self.auc:.2f})")
         if first or not axes.get_xlabel():
             _dress(axes)
+        axes.plot(self.fpr, self.tpr, lw=1.8, label=f"{self.name} (AUC {self.auc:.2f})")
         axes.legend(frameon=False, loc="lower right", fontsize="small")
         if path is not None:
             axes.figure.savefig(path, dpi=120)
