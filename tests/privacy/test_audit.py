@@ -94,12 +94,11 @@ def test_bound_holds_for_randomized_response_of_known_epsilon(test, delta):
     assert np.average(found, weights=number) > 0.8 * epsilon
 
 
-def test_bound_holds_where_delta_shows_everything():
-    # The worst (0, δ)-DP mechanism: with probability δ all coins are shown, else none.
-    delta, m = 0.04, 200
-    for test in ("steinke", "tradeoff"):
-        assert audit.one_run(m, m, m, delta, 0.95, test) > 0 or delta >= 0.05 / 2
-        assert audit.one_run(m, m, m, 0.06, 0.95, test) == 0
+@pytest.mark.parametrize("test", ["steinke", "tradeoff"])
+def test_bound_holds_where_delta_shows_everything(test):
+    # (0, δ)-DP at its worst: all coins are shown with probability δ, which may not refute it.
+    assert audit.one_run(200, 200, 200, 0.051, 0.95, test) == 0
+    assert audit.one_run(200, 200, 200, 1e-6, 0.95, test) > 4
 
 
 def test_rates_are_clopper_pearson():
