@@ -360,24 +360,25 @@ def test_lira_finds_more_than_the_loss_does():
 
 def test_lira_is_the_likelihood_ratio():
     rng = np.random.default_rng(0)
-    losses = rng.uniform(0.1, 3, (7, 5))
-    masks = np.array([[1, 0, 1, 0, 1]] * 2 + [[0, 1, 0, 1, 0]] * 2 + [[1, 1, 0, 0, 1]] * 2, bool)
+    losses = rng.uniform(0.1, 3, (7, 60))
+    half = np.arange(60) % 2 == 0
+    masks = np.stack([half, half, ~half, ~half, rng.permutation(half), rng.permutation(half)])
     shadows = list(zip(losses[:6], masks, strict=True))
     logits = np.log(np.exp(-losses) / (1 - np.exp(-losses)))
     scores = []
     pooled = {}
     for which, chosen in (("in", masks), ("out", ~masks)):
-        parts = [logits[:6][chosen[:, k], k] for k in range(5)]
+        parts = [logits[:6][chosen[:, k], k] for k in range(60)]
         means = [part.mean() for part in parts]
         squares = sum(((part - part.mean()) ** 2).sum() for part in parts)
         pooled[which] = means, math.sqrt(squares / sum(len(part) - 1 for part in parts))
-    for k in range(5):
+    for k in range(60):
         (a, s), (b, t) = ((pooled[w][0][k], pooled[w][1]) for w in ("in", "out"))
         scores.append(stats.norm.logpdf(logits[6, k], a, s) - stats.norm.logpdf(logits[6, k], b, t))
-    members = np.array([1, 1, 0, 0, 1], bool)
+    members = rng.permutation(half)
     found = audit.lira(losses[6], None, members, shadows)
     assert found.auc == metrics.roc_auc_score(members, scores)
-    with pytest.raises(ValueError, match="Received: none for 3 of 5"):
+    with pytest.raises(ValueError, match="Received: none for 30 of 60"):
         audit.lira(losses[6], None, members, shadows[:2])
 
 

@@ -181,19 +181,18 @@ def _steinke_refutes(canaries, guesses, correct, epsilon, delta, risk):
 
 
 def _tradeoff_refutes(canaries, guesses, correct, epsilon, delta, risk):
-    """Whether P[at least v right] = risk contradicts (ε, δ)-DP (Mahloujifar et al. 2024, Alg. 3).
+    """Whether P[at least v right] = risk contradicts (ε, δ)-DP (Mahloujifar et al. 2024).
 
     Let p_i be the probability of exactly i right guesses, right_i = Σ_{j ≥ i} j p_j / m and
-    wrong_i = Σ_{j ≥ i} (r - j) p_j / m. Changing one coin gives right_{i+1} ≤ f(wrong_i), where
-    f(x) = min(δ + e^ε x, 1 - e^-ε (1 - δ - x)) is what (ε, δ)-DP allows an event of probability
-    x to become. From p_v = risk the least masses below v follow in turn; if they and v's are more
-    than all, v is not that probable.
+    wrong_i = Σ_{j ≥ i} (r - j) p_j / m. Changing one coin gives right_{i+1} ≤ δ + e^ε wrong_i. From
+    p_v = risk the least masses below v follow in turn; if they and v's are more than all, v is not
+    that probable.
     """
     growth = np.exp(epsilon)
     right = risk * correct / canaries
     wrong = risk * (guesses - correct) / canaries
     for i in range(correct - 1, -1, -1):
-        least = max(wrong, (right - delta) / growth, 1 - delta - growth * (1 - right))
+        least = max(wrong, (right - delta) / growth)
         right += i / (guesses - i) * (least - wrong)
         wrong = least
         if right + wrong > guesses / canaries:
