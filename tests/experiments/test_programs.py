@@ -74,6 +74,16 @@ def test_demo_trains_shows_and_writes(tmp_path):
         assert (tmp_path / name).is_file() and str(tmp_path / name) in done.stdout
 
 
+def test_audit_draws_what_a_server_sees(tmp_path):
+    done = finish("experiments.audit", "--attacks=inversion", f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "inversion.png") in done.stdout
+    found = json.loads((tmp_path / "audit.json").read_text())["inversion"]
+    errors = {name: numbers["root_mean_squared_error"] for name, numbers in found.items()}
+    assert errors["No protection"] < 0.01 and errors["Clipped"] < 0.01
+    assert errors["Clipped and noised"] > 0.3
+
+
 def test_convergence_table():
     curves = {"IID": [0.5, 0.81, 0.86] + [0.9] * 17, "shards": [0.1] * 19 + [0.8]}
     curves = {name: convergence.np.array(curve) for name, curve in curves.items()}
