@@ -27,6 +27,7 @@ EXPECTED = {
 # The same; on a Python that tensorflow-privacy declares.
 PRIVATE = {
     "fashion_dp_clients": (6000, 20_746, "SGD", "SGD"),
+    "fashion_dp_examples": (10, 20_746, "SGD", "SGD"),
 }
 
 
