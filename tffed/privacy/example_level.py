@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import tensorflow as tf
+
 from tffed.mechanism import CLIENT_STEPS, Mechanism
 from tffed.model import FunctionalModel
 from tffed.privacy import per_example
@@ -53,8 +55,8 @@ def dp_sgd(clip, noise_multiplier=None, *, microbatches=None, method="auto") -> 
         g = (1 / B) [ Σ_i g_i · min(1, C / ‖g_i‖) + N(0, (zC)² I) ]
 
     g_i is the gradient of the loss of the batch that holds example i alone, with its sample and
-    class weights. One that is not finite, or whose squared norm is not, counts as zero: it stays in
-    B. ‖·‖ is over all trainable weights.
+    class weights. One that is not finite, or whose norm cannot be computed in float32, counts as
+    zero: it stays in B. ‖·‖ is over all trainable weights.
 
     With m microbatches, a batch is split into groups of ceil(B / m) consecutive examples (if m
     divides B, just as tensorflow-privacy does; the last group of a partial batch may be smaller),
@@ -133,7 +135,7 @@ def private_gradients(model, keras_model, example_level, keras_optimizer=None) -
 
     def grad(weights, batch, seed, mask=None, sparse=False, noise=()):
         del sparse  # which rows a batch touches is not to be seen
-        if z and not len(noise):
+        if z and not tf.is_tensor(noise):
             raise ValueError(
                 "Expected a secret seed for the noise of DP-SGD. Received: noise=(). Build the "
                 "algorithm from this model, so that its state has one."

@@ -17,6 +17,7 @@ _TRIED, _CLOSE = 3, 1e-3
 _PRODUCTS, _LOOPS = "batched products go wrong", "loops are slow, and take long to trace"
 _NOT_VECTORIZED = dict.fromkeys(("BatchMatMul", "BatchMatMulV2", "Einsum"), _PRODUCTS)
 _NOT_VECTORIZED |= dict.fromkeys(("While", "StatelessWhile"), _LOOPS)
+_SEED = tf.TensorSpec([2], tf.int32)
 _log = logging.getLogger(__name__)
 
 
@@ -128,16 +129,17 @@ def clipped_sum(model, keras_model, clip, microbatches, method):
 def _one_by_one(over_rows, model, keras_model, weights, batch, seed, mask, clipping):
     """Computes the gradients of batches of one example and clips them."""
     del keras_model
-    first = tf.nest.flatten(batch)[0]
+    rows = tf.shape(tf.nest.flatten(batch)[0])[0]
 
     def one(element):
-        index, row = element
-        row = tree.map(lambda leaf: leaf[None], row)
-        grads, _, sums = model.grad(weights, row, random.fold_in(seed, index))
+        own, row = element
+        grads, _, sums = model.grad(weights, tree.map(lambda leaf: leaf[None], row), own)
         return grads, sums
 
-    grads, sums = over_rows(one, (tf.range(tf.shape(first)[0]), batch))
-    flat = [tf.reshape(g, [tf.shape(first)[0], g.shape[1:].num_elements()]) for g in grads]
+    # Dropout's; where there is none, nothing is drawn.
+    seeds = tf.map_fn(lambda k: random.fold_in(seed, k), tf.range(rows), fn_output_signature=_SEED)
+    grads, sums = over_rows(one, (seeds, batch))
+    flat = [tf.reshape(g, [rows, g.shape[1:].num_elements()]) for g in grads]
     if clipping.pairs:
         products = tf.add_n([tf.matmul(g, g, transpose_b=True) for g in flat])
     else:
