@@ -174,7 +174,7 @@ def _unprotected(mechanism, built):
     if mechanism is None:
         return ()
     found = ["the training loss and metrics", "the numbers of clients, examples and drops"]
-    if mechanism.place == CLIENT_UPDATE:
+    if mechanism.place in (CLIENT_STEPS, CLIENT_UPDATE):
         found[1] = "each client's number of examples and training metrics"
     if mechanism.place == CLIENT_STEPS and built.model.init().non_trainable:
         found.append("statistics of layers")
