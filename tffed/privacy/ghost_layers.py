@@ -24,11 +24,6 @@ class Tap(NamedTuple):
     pieces: Callable
 
 
-def weighted_sum(shares, rows):
-    """Σ_i shares[i] · rows[i] of a matrix, in which rows of share 0 may hold anything."""
-    return tf.linalg.matvec(tf.where(shares[:, None] > 0, rows, 0.0), shares, transpose_a=True)
-
-
 class Explicit(NamedTuple):
     """Gradients of each example: `[examples, values]`."""
 
@@ -40,7 +35,8 @@ class Explicit(NamedTuple):
         return tf.reduce_sum(self.rows * self.rows, 1)
 
     def weighted_sum(self, shares):
-        return weighted_sum(shares, self.rows)
+        rows = tf.where(shares[:, None] > 0, self.rows, 0.0)  # what has no share may be NaN
+        return tf.linalg.matvec(rows, shares, transpose_a=True)
 
 
 class Outer(NamedTuple):
