@@ -1,8 +1,7 @@
 """What each kind of layer contributes to ghost norms.
 
 A tap is one call of a layer: the tensors watched in it, and from the gradients d by these the
-pieces of the layer's gradient, one a variable. A piece gives the inner products of the examples'
-gradients and their weighted sum.
+pieces of the layer's gradient, one a variable.
 """
 
 import functools
@@ -14,6 +13,7 @@ import tensorflow as tf
 from keras import layers as L
 from keras import ops
 
+from tffed.privacy.ghost_pieces import Arranged, Explicit, Rows, by_places, product, summed
 from tffed.recurrent import WATCH
 
 
@@ -22,94 +22,6 @@ class Tap(NamedTuple):
 
     watched: Any
     pieces: Callable
-
-
-def weighted_sum(shares, rows):
-    """Σ_i shares[i] · rows[i] of a matrix, in which rows of share 0 may hold anything."""
-    return tf.linalg.matvec(tf.where(shares[:, None] > 0, rows, 0.0), shares, transpose_a=True)
-
-
-class Explicit(NamedTuple):
-    """Gradients of each example: `[examples, values]`."""
-
-    rows: Any
-
-    def products(self, pairs):
-        if pairs:
-            return tf.matmul(self.rows, self.rows, transpose_b=True)
-        return tf.reduce_sum(self.rows * self.rows, 1)
-
-    def weighted_sum(self, shares):
-        return weighted_sum(shares, self.rows)
-
-
-class Outer(NamedTuple):
-    """Σ_t a_t d_tᵀ: `a` is `[examples, places, in]`, `d` `[examples, places, out]`."""
-
-    a: Any
-    d: Any
-
-    def products(self, pairs):
-        if pairs or self.a.shape[1] == 1:
-            left, right = self.a, self.d
-            if not pairs:
-                return tf.reduce_sum(left * left, [1, 2]) * tf.reduce_sum(right * right, [1, 2])
-            if left.shape[1] == 1:
-                left, right = left[:, 0], right[:, 0]
-                return tf.matmul(left, left, transpose_b=True) * tf.matmul(
-                    right, right, transpose_b=True
-                )
-            return Explicit(_multiplied(left, right)).products(True)
-        grams = (tf.matmul(x, x, transpose_b=True) for x in self)
-        return tf.reduce_sum(tf.multiply(*grams), [1, 2])
-
-    def weighted_sum(self, shares):
-        shares = shares[:, None, None]
-        a = tf.where(shares > 0, self.a, 0.0)
-        d = tf.math.multiply_no_nan(self.d, shares)
-        a, d = (tf.reshape(x, [-1, x.shape[-1]]) for x in (a, d))
-        return tf.matmul(a, d, transpose_a=True)
-
-
-class Rows(NamedTuple):
-    """Rows of a table: `index` is `[examples, places]`, `d` `[examples, places, width]`."""
-
-    index: Any
-    d: Any
-    size: int
-
-    def products(self, pairs):
-        index, d = self.index, self.d
-        if not pairs:
-            same = tf.cast(index[:, :, None] == index[:, None, :], d.dtype)
-            return tf.reduce_sum(same * tf.matmul(d, d, transpose_b=True), [1, 2])
-        same = tf.cast(index[:, None, :, None] == index[None, :, None, :], d.dtype)
-        return tf.reduce_sum(same * tf.einsum("itk,jsk->ijts", d, d), [2, 3])
-
-    def weighted_sum(self, shares):
-        d = tf.math.multiply_no_nan(self.d, shares[:, None, None])
-        d = tf.reshape(d, [-1, d.shape[-1]])
-        return tf.math.unsorted_segment_sum(d, tf.reshape(self.index, [-1]), self.size)
-
-
-def _multiplied(a, d):
-    """Σ_t a_t d_tᵀ of each example as `[examples, in · out]`."""
-    return tf.reshape(tf.matmul(a, d, transpose_a=True), [-1, a.shape[-1] * d.shape[-1]])
-
-
-def _product(a, d):
-    """The piece of a matrix, by examples and places; gradients themselves where that is cheaper."""
-    places, (n_in, n_out) = a.shape[1], (a.shape[-1], d.shape[-1])
-    if places != 1 and (places is None or n_in * n_out <= places * (n_in + n_out)):
-        return Explicit(_multiplied(a, d))
-    return Outer(a, d)
-
-
-def _summed(d, shape):
-    """The piece of a variable that is broadcast to its layer's outputs from the right."""
-    kept = [1] * (d.shape.rank - len(shape)) + list(shape)
-    axes = [k for k in range(1, d.shape.rank) if kept[k] == 1]
-    return Explicit(tf.reshape(tf.reduce_sum(d, axes), [-1, math.prod(shape)]))
 
 
 def taps_of(layer, tape, add):
@@ -154,23 +66,15 @@ def _linear(kernel_piece, layer, inputs):
         kernel = getattr(layer, "_kernel", None)
         yield (layer.kernel if kernel is None else kernel), kernel_piece(layer, inputs, d)
         if layer.bias is not None:
-            yield layer.bias, _summed(d, layer.bias.shape)
+            yield layer.bias, summed(d, layer.bias.shape)
 
     activation = layer.activation or (lambda x: x)
     return {"activation": None}, lambda raw: (raw, activation), pieces
 
 
 def _dense(layer, x, d):
-    width = math.prod(x.shape[1:-1]) if x.shape.rank > 1 and None not in x.shape[1:-1] else -1
-    places = [tf.shape(x)[0] if x.shape[0] is None else x.shape[0], width]
-    return _product(*(_shaped(v, places) for v in (x, d)))
-
-
-def _shaped(x, places):
-    """`x` as `[examples, places, width]`."""
-    shaped = tf.reshape(x, [*places, x.shape[-1]])
-    shaped.set_shape([x.shape[0], None if places[1] == -1 else places[1], x.shape[-1]])
-    return shaped
+    del layer
+    return product(by_places(x), by_places(d))
 
 
 def _einsum(layer, x, d):
@@ -187,10 +91,10 @@ def _einsum(layer, x, d):
     x = tf.transpose(x, [inputs.index(c) for c in (*places, *from_in)])
     d = tf.transpose(d, [outputs.index(c) for c in (*places, *to_out)])
     flat = [_merged(v, len(places)) for v in (x, d)]
-    piece = _product(*(_dense_places(v) for v in flat))
+    piece = product(*(by_places(v) for v in flat))
     sizes = dict(zip(kernel, layer.kernel.shape, strict=True))
     back = [[*from_in, *to_out].index(c) for c in kernel]
-    return _Arranged(piece, [sizes[c] for c in (*from_in, *to_out)], back)
+    return Arranged(piece, [sizes[c] for c in (*from_in, *to_out)], back)
 
 
 def _spelled(letters, rank):
@@ -205,26 +109,6 @@ def _merged(x, places):
     merged = tf.reshape(x, tf.concat([shape[:places], [math.prod(x.shape[places:])]], 0))
     merged.set_shape([*x.shape[:places], math.prod(x.shape[places:])])
     return merged
-
-
-def _dense_places(x):
-    known = None not in x.shape[1:-1]
-    count = math.prod(x.shape[1:-1]) if known else -1
-    return _shaped(x, [x.shape[0] or tf.shape(x)[0], count])
-
-
-class _Arranged(NamedTuple):
-    """A piece of a kernel whose dimensions are in another order."""
-
-    piece: Any
-    shape: list
-    back: list
-
-    def products(self, pairs):
-        return self.piece.products(pairs)
-
-    def weighted_sum(self, shares):
-        return tf.transpose(tf.reshape(self.piece.weighted_sum(shares), self.shape), self.back)
 
 
 def _conv(layer, x, d):
@@ -245,7 +129,7 @@ def _conv(layer, x, d):
     )
     if size <= 2 * shape[-1]:  # few inputs: a convolution by the identity lays out the patches
         x = run(x, tf.reshape(tf.eye(size), [*shape[:-1], size]))
-        return _product(*(_dense_places(v) for v in (x, d)))
+        return product(*(by_places(v) for v in (x, d)))
     return _kernel_by_example(run, x, d, shape)
 
 
@@ -279,11 +163,8 @@ def _kernel_by_example(run, x, d, shape):
 def _embedding(layer, inputs):
     def pieces(_, d):
         index = inputs if inputs.dtype.is_integer else tf.cast(inputs, tf.int32)
-        count = tf.shape(index)[0] if index.shape[0] is None else index.shape[0]
-        known = None not in index.shape[1:]
-        places = math.prod(index.shape[1:]) if known else -1
-        index, rows = tf.reshape(index, [count, places]), _shaped(d, [count, places])
-        yield layer.embeddings, Rows(index, rows, layer.input_dim)
+        index = by_places(index[..., None])[..., 0]
+        yield layer.embeddings, Rows(index, by_places(d), layer.input_dim)
 
     return {}, lambda raw: (raw, lambda x: x), pieces
 
@@ -302,9 +183,9 @@ def _normalization(scale, center, layer, inputs):
 
     def pieces(raw, d):
         if gamma is not None:
-            yield gamma, _summed(d * raw, gamma.shape)
+            yield gamma, summed(d * raw, gamma.shape)
         if beta is not None:
-            yield beta, _summed(d, beta.shape)
+            yield beta, summed(d, beta.shape)
 
     off = {"scale": False, "center": False} if type(layer) is L.GroupNormalization else {}
     none = {name: None for name in (scale, center) if name}
@@ -338,8 +219,8 @@ def _watch_loop(layer, tape, add, x, h, projected, inner=None):
 
         def pieces(ds):
             ds = [tf.transpose(d, [1, 0, 2]) for d in ds]
-            yield cell.kernel, _product(tf.transpose(x, [1, 0, 2]), ds[0])
-            yield cell.recurrent_kernel, _product(tf.transpose(before, [1, 0, 2]), ds[-1])
+            yield cell.kernel, product(tf.transpose(x, [1, 0, 2]), ds[0])
+            yield cell.recurrent_kernel, product(tf.transpose(before, [1, 0, 2]), ds[-1])
             if cell.use_bias:
                 biases = tf.stack([tf.reduce_sum(d, 1) for d in ds], 1)
                 yield cell.bias, Explicit(tf.reshape(biases, [-1, math.prod(cell.bias.shape)]))

@@ -10,7 +10,6 @@ import tensorflow as tf
 from tffed import random, tree
 from tffed.keras_model import layers, seeds_of, statistics_of
 from tffed.privacy import ghost
-from tffed.privacy.ghost_layers import weighted_sum
 
 _TRIED, _CLOSE = 3, 1e-3
 # Kernels of oneDNN give wrong products for the shapes that vectorized_map makes of the former.
@@ -145,7 +144,13 @@ def _one_by_one(over_rows, model, keras_model, weights, batch, seed, mask, clipp
     else:
         products = tf.add_n([tf.reduce_sum(g * g, 1) for g in flat])
     shares = clipping.shares(products)
-    summed = [weighted_sum(shares, g) for g in flat]
+    # A pass over all gradients, which is seldom needed.
+    clean = tf.cond(
+        tf.reduce_all(shares > 0),
+        lambda: flat,
+        lambda: [tf.where(shares[:, None] > 0, g, 0.0) for g in flat],
+    )
+    summed = [tf.linalg.matvec(g, shares, transpose_a=True) for g in clean]
     total = [tf.reshape(g, w.shape) for g, w in zip(summed, weights.trainable, strict=True)]
     return total, tree.map(lambda s: tf.reduce_sum(_counted(s, mask), 0), sums)
 
