@@ -22,7 +22,7 @@ _HOMES = {
     "tffed.privacy.accounting": ("account",),
     "tffed.privacy.budget": ("Budget",),
     "tffed.privacy.calculator": ("epsilon", "noise_multiplier"),
-    "tffed.privacy.example_level": ("dp_sgd",),
+    "tffed.privacy.example_level": ("ExampleLevel", "dp_sgd", "private_gradients"),
     "tffed.privacy.ledger": ("Ledger",),
     "tffed.privacy.releases": ("Release", "Sampling", "release_of"),
     "tffed.privacy.report": ("PrivacyReport",),
