@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers as L
 from keras import ops
 
-from tffed.privacy.ghost_pieces import Arranged, Explicit, Rows, by_places, product, summed
+from tffed.privacy.ghost_pieces import Arranged, Explicit, Finite, Rows, by_places, product, summed
 from tffed.recurrent import WATCH
 
 
@@ -154,10 +154,12 @@ def _kernel_by_example(run, x, d, shape):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(kernel)
             outputs = run(element[0][None], kernel)
-        return tf.reshape(tape.gradient(outputs, kernel, element[1][None]), [-1])
+        row = tf.reshape(tape.gradient(outputs, kernel, element[1][None]), [-1])
+        square = tf.tensordot(row, row, 1)  # while it is in the cache
+        return tf.cond(tf.math.is_finite(square), lambda: row, lambda: tf.zeros_like(row)), square
 
-    like = tf.TensorSpec([math.prod(shape)], tf.float32)
-    return Explicit(tf.map_fn(one, (x, d), fn_output_signature=like, parallel_iterations=1))
+    like = (tf.TensorSpec([math.prod(shape)], tf.float32), tf.TensorSpec([], tf.float32))
+    return Finite(*tf.map_fn(one, (x, d), fn_output_signature=like, parallel_iterations=1))
 
 
 def _embedding(layer, inputs):

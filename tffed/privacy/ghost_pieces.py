@@ -26,6 +26,21 @@ class Explicit(NamedTuple):
         return tf.linalg.matvec(rows, shares, transpose_a=True)
 
 
+class Finite(NamedTuple):
+    """Gradients of each example, zeros where not finite, and their squared norms before that."""
+
+    rows: Any
+    squares: Any
+
+    def products(self, pairs):
+        if not pairs:
+            return self.squares
+        return tf.linalg.set_diag(tf.matmul(self.rows, self.rows, transpose_b=True), self.squares)
+
+    def weighted_sum(self, shares):
+        return tf.linalg.matvec(self.rows, shares, transpose_a=True)
+
+
 class Outer(NamedTuple):
     """Σ_t a_t d_tᵀ: `a` is `[examples, places, in]`, `d` `[examples, places, out]`."""
 
