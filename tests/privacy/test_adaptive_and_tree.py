@@ -1,21 +1,18 @@
 """Adaptive clipping against Andrew et al.'s recursion, tree noise against Honaker's estimator."""
 
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.helpers import assert_close, assert_same_bits
+from tests.helpers import assert_close, assert_same_bits, needs_tf_privacy
 from tests.privacy.stage_rounds import SECRET, SMALL, clipped_sum, make_round, updates
 from tffed import random, tree
 from tffed.privacy import queries, tree_noise
 from tffed.privacy.stages import adaptive_gaussian, tree_gaussian
 
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorflow_privacy") is None, reason="tensorflow-privacy is not installed"
-)
+pytestmark = needs_tf_privacy
 
 
 def test_the_clip_follows_andrews_recursion():

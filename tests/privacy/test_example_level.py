@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 from unittest import mock
 
 import keras
@@ -11,7 +10,16 @@ import pytest
 import tensorflow as tf
 
 import tffed
-from tests.helpers import CLASSES, FEATURES, assert_same_bits, build, differs, make_clients, run
+from tests.helpers import (
+    CLASSES,
+    FEATURES,
+    assert_same_bits,
+    build,
+    differs,
+    make_clients,
+    needs_tf_privacy,
+    run,
+)
 from tests.privacy.example_models import LOSS, SEED, flat
 from tffed import random
 from tffed.mechanism import CLIENT_STEPS
@@ -19,9 +27,7 @@ from tffed.model import from_keras
 from tffed.privacy import dp_optimizer
 from tffed.privacy.example_level import dp_sgd, private_gradients
 
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorflow_privacy") is None, reason="tensorflow-privacy is not installed"
-)
+pytestmark = needs_tf_privacy
 L = keras.layers
 CLIP, Z, BATCH = 0.5, 1.5, 4
 

@@ -1,13 +1,13 @@
 """Clipped gradients of every kind of layer against loops by hand and tensorflow-privacy."""
 
 import logging
-from importlib.util import find_spec
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers import needs_tf_privacy
 from tests.privacy import example_models as examples
 from tests.privacy.example_models import CLIP, EXAMPLES, MODELS, SEED, error, flat
 from tffed import random, tree
@@ -15,9 +15,7 @@ from tffed.model import from_keras
 from tffed.privacy import per_example
 from tffed.privacy.example_level import dp_sgd, private_gradients
 
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorflow_privacy") is None, reason="tensorflow-privacy is not installed"
-)
+pytestmark = needs_tf_privacy
 L = keras.layers
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import keras
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 import tffed
-from tests.helpers import softmax_gradient
+from tests.helpers import needs_tf_privacy, softmax_gradient
 from tests.shell import LOSS, classifier
 from tffed import chain, clip, mean
 from tffed.privacy.stages import (
@@ -22,9 +21,7 @@ from tffed.privacy.stages import (
     weight_noise,
 )
 
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorflow_privacy") is None, reason="tensorflow-privacy is not installed"
-)
+pytestmark = needs_tf_privacy
 ROOT = Path(__file__).parent.parent.parent
 RATE = 0.5
 

@@ -1,11 +1,11 @@
 """What the constructors of private stages, and chains of them, refuse."""
 
 import sys
-from importlib.util import find_spec
 
 import pytest
 import tensorflow as tf
 
+from tests.helpers import needs_tf_privacy
 from tests.privacy.stage_rounds import SMALL
 from tffed import random
 from tffed.aggregation import Stage, adaptive_clip, chain, mean, median
@@ -17,9 +17,7 @@ from tffed.privacy.stages import (
     weight_noise,
 )
 
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorflow_privacy") is None, reason="tensorflow-privacy is not installed"
-)
+pytestmark = needs_tf_privacy
 
 
 def test_a_public_seed_is_refused():

@@ -1,14 +1,13 @@
 """Private stages against NumPy, formulas and statistics; and what happens when they are broken."""
 
 import threading
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.helpers import arrays, assert_close, assert_same_bits
+from tests.helpers import arrays, assert_close, assert_same_bits, needs_tf_privacy
 from tests.privacy.stage_rounds import SECRET, SMALL, clipped_sum, make_round, updates
 from tffed import random, tree
 from tffed.aggregation import chain, clip, mean
@@ -21,9 +20,7 @@ from tffed.privacy.stages import (
     weight_noise,
 )
 
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorflow_privacy") is None, reason="tensorflow-privacy is not installed"
-)
+pytestmark = needs_tf_privacy
 MILLION = (tf.zeros((900, 1000)), tf.zeros((100_000,)))
 CLIP, Z = 0.8, 0.6
 
