@@ -168,7 +168,9 @@ NOISE = Choice("noise", {
     "none": Option(dict),
     "steps": Option(
         lambda **arguments: {"privacy": tffed.privacy.dp_sgd(**arguments)},
-        _STRENGTH | _same("microbatches"), _BUDGET, required=("noise_clip",),
+        _STRENGTH | _same("microbatches", sampling="step_sampling"),
+        _BUDGET,
+        required=("noise_clip",),
     ),
     "update": Option(
         _noise_stage("local_gaussian"), _STRENGTH | _LAYERS, _BUDGET, required=("noise_clip",)

@@ -154,6 +154,8 @@ def _privacy(group):
     group.number("expected_clients", None, "Clients a round that adaptive clipping reckons with.")
     group.integer("microbatches", None, "Parts of a batch whose mean gradients are clipped; one an "
                   "example by default.", **_COUNT)
+    flags.DEFINE_enum("step_sampling", None, ["epochs", "poisson"],
+                      "How the examples of private steps are chosen.", **group._common)
     group.number("epsilon", None, "Privacy budget; needs --delta.")
     group.number("delta", None, "Of the privacy budget.")
     group.integer("noise_seed", None, "Seed of all noise, for tests: protects no one.",

@@ -117,6 +117,20 @@ def test_secret_seeds_keep_128_bits_and_do_not_follow_from_a_global_seed():
     np.testing.assert_array_equal(compiled(secret, 5), children[5])
 
 
+def test_a_sample_takes_each_value_by_a_coin_of_its_own():
+    values = tf.range(40)
+    draw = tf.function(lambda s: random.sample(values, 10, s), autograph=False)
+    counts = np.zeros((4000, 40))
+    for row, seed in enumerate(random.fold_in(random.secret(3), k) for k in range(4000)):
+        counts[row, draw(seed).numpy()] = 1
+    # Five standard errors each: all forty pass but once in 40,000 seeds; the seed is fixed.
+    error = np.sqrt(0.25 * 0.75 / 4000)
+    assert np.abs(counts.mean(0) - 0.25).max() < 5 * error
+    assert np.abs(np.corrcoef(counts.T)[np.triu_indices(40, 1)]).max() < 5.5 / np.sqrt(4000)
+    assert abs(counts.sum(1).var() / (40 * 0.25 * 0.75) - 1) < 5 * np.sqrt(2 / 4000)
+    np.testing.assert_array_equal(random.sample(values, 40, random.secret(1)), values)
+
+
 def test_the_noise_of_clients_steps_rounds_and_the_server_is_all_different():
     secret, found = random.secret(), []
     for number in range(3):

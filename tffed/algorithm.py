@@ -69,6 +69,21 @@ class Algorithm(NamedTuple):
     mechanisms: tuple = ()
 
 
+class Uses(NamedTuple):
+    """How a round uses the examples of the client that uses each of its own most.
+
+    Attributes:
+        passes: In how many steps one example takes part, if steps go through them in turn.
+        steps: The number of steps, and
+        rate: the expected share of the examples in a step, if each step draws its own from all;
+            None where steps take all.
+    """
+
+    passes: int
+    steps: int | None = None
+    rate: float | None = None
+
+
 class Recipe(NamedTuple):
     """An algorithm that still awaits its model and optimizers, e.g. `tffed.fed_avg()`.
 
@@ -78,8 +93,8 @@ class Recipe(NamedTuple):
         config: The hyperparameters, JSON-able, for checkpoints and reports.
         local_training: Whether clients take optimizer steps (`client_optimizer` is needed).
         needs_server_optimizer: Whether the server optimizer has no default.
-        passes: `(clients) -> int`: in how many steps of a round one example of a `ClientData` takes
-            part at most, for the accounting of noise in those steps; None: not known.
+        uses: `(clients) -> Uses` of a `ClientData`, for the accounting of noise in local steps;
+            None: not known.
     """
 
     name: str
@@ -87,7 +102,7 @@ class Recipe(NamedTuple):
     config: dict
     local_training: bool = True
     needs_server_optimizer: bool = False
-    passes: Callable | None = None
+    uses: Callable | None = None
 
     def __call__(self, model, *, client_optimizer=None, server_optimizer, aggregator):
         if self.local_training and client_optimizer is None:

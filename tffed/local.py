@@ -52,6 +52,8 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         g = ∇ loss(w, batch);   g ← correct(g, w, w_0, extra);   w ← optimizer step(w, g)
 
     The last batch of an epoch holds what is left, at its true size. The optimizer starts afresh.
+    Where the model is `sampled`, a step instead draws each example with probability
+    batch_size / count, from all of them, and g is divided by batch_size.
 
     Args:
         model: A `FunctionalModel`.
@@ -79,12 +81,18 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         def run_step(order, i, *carry):
             weights, opt, sums = carry
             epoch, place = i // width, i % width
-            picked, mask = _batch(data, order, place * batch, batch, batch_size)
             step = epoch * per_epoch + place
             seeds = random.model_seed(seed, step), random.noise_seed(noise, step)
+            if model.sampled:
+                rows = random.sample(data.rows, batch, random.sample_seed(noise, step))
+                picked, mask = data.take(rows), None
+            else:
+                picked, mask = _batch(data, order, place * batch, batch, batch_size)
             grads, non_trainable, new = model.grad(
                 weights, picked, seeds[0], mask, sparse, seeds[1]
             )
+            if model.sampled:  # by the size that was expected, as the sample's own is a secret
+                grads = tree.scale(grads, tf.maximum(tf.size(rows), 1) / batch)
             if correct is not None:
                 grads = correct(grads, weights.trainable, initial.trainable, extra)
             opt, trainable = optimizer.step(opt, weights.trainable, grads)

@@ -23,6 +23,7 @@ class Mechanism(NamedTuple):
             where C bounds the mean gradient of a microbatch of several examples.
         kind: `"gaussian"`: fresh noise in each release. `"tree"`: noise correlated over rounds
             (DP-FTRL).
+        sampled: Whether a step in the clients draws its examples, each by a secret coin of its own.
         period: Rounds from one restart of a tree to the next.
         name: In words, for reports.
     """
@@ -34,5 +35,6 @@ class Mechanism(NamedTuple):
     stddev: float | None = None
     sensitivity: float = 1.0
     kind: str = "gaussian"
+    sampled: bool = False
     period: int | None = None
     name: str = "Gaussian mechanism"

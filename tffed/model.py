@@ -58,6 +58,7 @@ class FunctionalModel(NamedTuple):
         local_statistics: Whether `non_trainable` stays on each client.
         maskable: Whether padding a batch and masking it gives what the batch itself gives.
         mechanism: The `tffed.privacy.Mechanism` by which gradients are noised, or None.
+        sampled: Whether local steps are to draw each example by a coin of its own.
         forward: `(weights, batch, seed, mask=None) -> (loss, non_trainable, sums)`, of which `grad`
             takes the gradient; in inference mode if `seed` is None.
     """
@@ -73,6 +74,7 @@ class FunctionalModel(NamedTuple):
     maskable: bool
     mechanism: Any = None
     forward: Callable | None = None
+    sampled: bool = False
 
 
 def from_keras(

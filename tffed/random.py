@@ -16,7 +16,7 @@ import tensorflow as tf
 _ALGORITHM = "philox"
 _WORTH_COMPILING = 20_000
 _SORTED_AT_ONCE = (32, 128, 512, 2048)
-_MODEL_STREAM, _SHUFFLE_STREAM, _STAGE_STREAM, _NOISE_STREAM = range(4)
+_MODEL_STREAM, _SHUFFLE_STREAM, _STAGE_STREAM, _NOISE_STREAM, _SAMPLE_STREAM = range(5)
 _TO_CLIENTS, _TO_SERVER = range(2)
 # sin(πv/2)/v and cos(πv/2) by powers of v² for |v| <= 1, to 1e-8 and 3e-10.
 _SINE = (1.570796320, -0.645963760, 0.0796899224, -0.00467415030, 0.000151674905)
@@ -132,6 +132,23 @@ def round_noise(noise, round_number):
 def client_noise(noise, client):
     """A client's secret seed in a round, from that of all clients (or `()`) and its own seed."""
     return fold_in(fold_in(noise, client[0]), client[1]) if tf.is_tensor(noise) else ()
+
+
+def sample_seed(client, step):
+    """The secret seed by which local step `step` draws its examples."""
+    return fold_in(fold_in(client, _SAMPLE_STREAM), step)
+
+
+def sample(values, expected, seed):
+    """Each value of a vector with probability expected / size, by a coin of its own (Poisson)."""
+    size = tf.size(values)
+    bits = tf.random.stateless_uniform(
+        [size], seed, minval=None, maxval=None, dtype=tf.uint32, alg=_ALGORITHM
+    )
+    # bits / 2³² < expected / size, in whole numbers
+    limit = tf.cast(expected, tf.int64) * 2**32
+    heads = tf.cast(bits, tf.int64) * tf.cast(size, tf.int64) < limit
+    return tf.boolean_mask(values, heads)
 
 
 def noise_seed(client, step):

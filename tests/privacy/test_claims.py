@@ -293,13 +293,14 @@ def test_an_example_counts_once_for_each_pass_over_it():
     assert found.epsilon == pytest.approx(gaussian_epsilon(1.5, 1), rel=1e-6)
 
 
-def test_passes_of_an_algorithm_over_a_client():
+def test_how_a_round_uses_the_examples_of_its_smallest_client():
     clients = {"few": blobs(5), "many": blobs(40)}
     clients = tffed.data.from_dict(clients)
-    assert tffed.fed_avg(3, batch_size=8).passes(clients) == 3
-    assert tffed.fed_avg(local_steps=7, batch_size=2).passes(clients) == 3  # 3 batches a pass
-    assert tffed.fed_avg(local_steps=7).passes(clients) == 7
-    assert tffed.fed_sgd().passes(clients) == 1
+    assert tffed.fed_avg(3, batch_size=2).uses(clients) == (3, 9, 0.4)
+    assert tffed.fed_avg(3, batch_size=8).uses(clients) == (3, 3, 1.0)
+    assert tffed.fed_avg(local_steps=7, batch_size=2).uses(clients) == (3, 7, 0.4)
+    assert tffed.fed_avg(local_steps=7).uses(clients) == (7, 7, 1.0)
+    assert tffed.fed_sgd().uses(clients) == (1, None, None)
 
 
 def test_a_report_prints_draws_and_becomes_json(tmp_path):

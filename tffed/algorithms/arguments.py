@@ -2,6 +2,7 @@
 
 import math
 
+from tffed.algorithm import Uses
 from tffed.arguments import positive_integer
 
 
@@ -25,16 +26,14 @@ def check_local_work(local_epochs, local_steps, batch_size):
     return arguments
 
 
-def passes(work):
-    """`(clients) -> int`: how often one example is used in a round of such local work, at most."""
+def uses(work):
+    """`(clients) -> Uses` of such local work: those of the client with the fewest examples."""
 
-    def count(clients):
-        if work["local_steps"] is None:
-            return work["local_epochs"]
-        # The fewer batches a client has, the more often it goes through them.
-        batches = 1
-        if work["batch_size"] is not None:
-            batches = max(1, math.ceil(int(clients.sizes().min()) / work["batch_size"]))
-        return math.ceil(work["local_steps"] / batches)
+    def find(clients):
+        epochs, steps, size = (work[n] for n in ("local_epochs", "local_steps", "batch_size"))
+        fewest = int(clients.sizes().min()) if size is not None else 1
+        batches = max(1, math.ceil(fewest / (size or 1)))
+        steps = batches * epochs if steps is None else steps
+        return Uses(math.ceil(steps / batches), steps, min(1.0, (size or 1) / fewest))
 
-    return count
+    return find

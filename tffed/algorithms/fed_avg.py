@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.algorithm import LocalUpdate, Recipe, compose
-from tffed.algorithms.arguments import check_local_work, passes
+from tffed.algorithms.arguments import check_local_work, uses
 from tffed.local import local_training
 
 
@@ -30,7 +30,7 @@ def fed_avg(local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
         "fed_avg",
         lambda *parts: averaging("fed_avg", *parts, **work),
         work,
-        passes=passes(work),
+        uses=uses(work),
     )
 
 

@@ -1,7 +1,7 @@
 """FedOpt (Reddi et al. 2021, arXiv:2003.00295)."""
 
 from tffed.algorithm import Recipe
-from tffed.algorithms.arguments import check_local_work, passes
+from tffed.algorithms.arguments import check_local_work, uses
 from tffed.algorithms.fed_avg import averaging
 
 
@@ -27,5 +27,5 @@ def fed_opt(local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
         lambda *parts: averaging("fed_opt", *parts, **work),
         work,
         needs_server_optimizer=True,
-        passes=passes(work),
+        uses=uses(work),
     )

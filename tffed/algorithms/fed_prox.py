@@ -1,7 +1,7 @@
 """FedProx (Li et al. 2020, arXiv:1812.06127)."""
 
 from tffed.algorithm import Recipe
-from tffed.algorithms.arguments import check_local_work, passes
+from tffed.algorithms.arguments import check_local_work, uses
 from tffed.algorithms.fed_avg import averaging
 
 
@@ -32,5 +32,5 @@ def fed_prox(mu, local_epochs=None, *, local_steps=None, batch_size=None) -> Rec
         "fed_prox",
         lambda *parts: averaging("fed_prox", *parts, **work, correct=correct),
         {"mu": mu, **work},
-        passes=passes(work),
+        uses=uses(work),
     )

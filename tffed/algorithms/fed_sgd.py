@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tffed import random, tree
-from tffed.algorithm import LocalUpdate, Recipe, compose
+from tffed.algorithm import LocalUpdate, Recipe, Uses, compose
 from tffed.arguments import positive_integer
 from tffed.model import ModelWeights
 
@@ -46,7 +46,7 @@ def fed_sgd(*, batch_size=None) -> Recipe:
         config,
         local_training=False,
         needs_server_optimizer=True,
-        passes=lambda clients: 1,
+        uses=lambda clients: Uses(1),
     )
 
 

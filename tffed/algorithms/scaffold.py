@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.algorithm import LocalUpdate, Recipe, compose
-from tffed.algorithms.arguments import check_local_work, passes
+from tffed.algorithms.arguments import check_local_work, uses
 from tffed.local import local_training
 
 
@@ -25,7 +25,7 @@ def scaffold(local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
         ValueError: An argument is wrong, or the client optimizer is not plain SGD.
     """
     work = check_local_work(local_epochs, local_steps, batch_size)
-    return Recipe("scaffold", lambda *parts: _build(*parts, **work), work, passes=passes(work))
+    return Recipe("scaffold", lambda *parts: _build(*parts, **work), work, uses=uses(work))
 
 
 def _build(

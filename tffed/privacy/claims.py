@@ -41,6 +41,11 @@ def releases(entries, unit, relation=None):
         ValueError: Nothing is known for that relation and an entry's sampling scheme.
     """
     relation = relation or usual_relation(entries)
+    if unit == "example" and relation == ADD_OR_REMOVE:
+        raise ValueError(
+            "A client's number of examples sets its steps, so it is no secret, and no example can "
+            "be added or removed. Received: relation='add_or_remove'. Use 'zero_out'."
+        )
     return tuple(_release(entry, unit, relation) for entry in entries if entry.rounds)
 
 
@@ -51,6 +56,11 @@ def _release(entry, unit, relation):
     # In a tree its rounds count; else, where cohorts are no secret, those of the busiest client.
     counted = terms.scheme == SCHEDULE and mechanism.kind != "tree"
     rounds = entry.exposure if counted else entry.rounds
+    if terms.example_rate is not None:  # each step draws anew
+        steps = rounds * terms.per_round
+        return release_of(
+            mechanism, Sampling(POISSON, rate=terms.example_rate), steps, relation=relation
+        )
     return release_of(
         mechanism, _sampling(terms), rounds, relation=relation, per_round=terms.per_round
     )
@@ -104,6 +114,8 @@ def assumptions(entries):
                 "In a simulation the clients' noise comes from one secret seed; a client that is "
                 "really apart draws its own."
             )
+        if terms.example_rate is not None:
+            found.append("The examples of each step are drawn secretly, from the noise's seed.")
         if terms.mechanism.unit == "example":
             found.append("A client's number of examples is no secret.")
         if terms.fixed_noise:

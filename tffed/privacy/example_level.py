@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tffed import tree
 from tffed.mechanism import CLIENT_STEPS, Mechanism
 from tffed.model import FunctionalModel
 from tffed.privacy import per_example
 from tffed.privacy.dp_optimizer import noised_by
 
 METHODS = ("auto", "ghost", "vectorized", "map")
+SAMPLINGS = ("epochs", "poisson")
 
 
 class ExampleLevel(NamedTuple):
@@ -21,18 +23,18 @@ class ExampleLevel(NamedTuple):
             will say.
         microbatches: How many microbatches a batch is split into; None: one for each example.
         method: How gradients of single examples are computed.
+        sampling: How the examples of a step are chosen.
     """
 
     clip: float
     noise_multiplier: float | None = None
     microbatches: int | None = None
     method: str = "auto"
+    sampling: str = "epochs"
 
     def calibrate(self, noise_multiplier):
         """The same with another noise multiplier."""
-        return dp_sgd(
-            self.clip, noise_multiplier, microbatches=self.microbatches, method=self.method
-        )
+        return self._replace(noise_multiplier=noise_multiplier)
 
     @property
     def mechanism(self):
@@ -43,11 +45,14 @@ class ExampleLevel(NamedTuple):
             self.clip,
             self.noise_multiplier,
             sensitivity=1.0 if self.microbatches is None else 2.0,
+            sampled=self.sampling == "poisson",
             name="DP-SGD in the clients' steps",
         )
 
 
-def dp_sgd(clip, noise_multiplier=None, *, microbatches=None, method="auto") -> ExampleLevel:
+def dp_sgd(
+    clip, noise_multiplier=None, *, microbatches=None, method="auto", sampling="epochs"
+) -> ExampleLevel:
     """DP-SGD (Abadi et al. 2016) in each local step, by tensorflow-privacy's DP optimizer.
 
     For a batch of B examples with gradients g_i the client steps with
@@ -78,6 +83,10 @@ def dp_sgd(clip, noise_multiplier=None, *, microbatches=None, method="auto") -> 
             examples. `"map"`: one example after the other. `"auto"`: the first of these that gives
             the gradients of single examples when it is tried on random ones. They differ only in
             speed, memory, and in which random numbers dropout draws.
+        sampling: `"epochs"`: a client goes through its examples in shuffled batches; each example
+            is used once a pass, and nothing is claimed for the shuffling. `"poisson"`: each step
+            draws each example by a secret coin, with probability B / n_k, and divides by B. The
+            same noise then costs much less (Abadi et al. 2016), the more so the smaller B / n_k.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -94,7 +103,12 @@ def dp_sgd(clip, noise_multiplier=None, *, microbatches=None, method="auto") -> 
         )
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {METHODS}. Received: method={method!r}")
-    return ExampleLevel(clip, noise_multiplier, microbatches, method)
+    if sampling not in SAMPLINGS or sampling == "poisson" and microbatches is not None:
+        raise ValueError(
+            f"`sampling` must be one of {SAMPLINGS}, 'poisson' without microbatches. Received: "
+            f"sampling={sampling!r}, microbatches={microbatches}"
+        )
+    return ExampleLevel(clip, noise_multiplier, microbatches, method, sampling)
 
 
 def _check_number(name, value, fine, expected):
@@ -123,7 +137,8 @@ def private_gradients(model, keras_model, example_level, keras_optimizer=None) -
             examples, or there is no noise multiplier yet.
         ImportError: tensorflow-privacy is not installed.
     """
-    clip, z, microbatches, method = example_level
+    clip, z, microbatches, method, sampling = example_level
+    sampled = sampling == "poisson"
     if z is None:
         raise ValueError(
             "Expected the noise multiplier of DP-SGD. Received: noise_multiplier=None. Give it to "
@@ -133,6 +148,17 @@ def private_gradients(model, keras_model, example_level, keras_optimizer=None) -
     clipped_sum = per_example.clipped_sum(model, keras_model, clip, microbatches, method)
     add_noise = noised_by(keras_optimizer, clip, z)
 
+    def compute(weights, batch, seed, mask):
+        if not sampled:
+            return clipped_sum(weights, batch, seed, mask)
+        # A sample may be empty, which convolutions cannot be given.
+        nothing = tree.zeros_like(list(weights.trainable)), tf.constant(1), model.zeros(batch)
+        return tf.cond(
+            tf.shape(tf.nest.flatten(batch)[0])[0] > 0,
+            lambda: clipped_sum(weights, batch, seed, mask),
+            lambda: nothing,
+        )
+
     def grad(weights, batch, seed, mask=None, sparse=False, noise=()):
         del sparse  # which rows a batch touches is not to be seen
         if z and not tf.is_tensor(noise):
@@ -140,10 +166,15 @@ def private_gradients(model, keras_model, example_level, keras_optimizer=None) -
                 "Expected a secret seed for the noise of DP-SGD. Received: noise=(). Build the "
                 "algorithm from this model, so that its state has one."
             )
-        total, parts, sums = clipped_sum(weights, batch, seed, mask)
+        total, parts, sums = compute(weights, batch, seed, mask)
         grads = add_noise(total, parts, noise)
         return tuple(grads), weights.non_trainable, sums
 
-    return model._replace(grad=grad, mechanism=example_level.mechanism)
+    return model._replace(
+        grad=grad,
+        mechanism=example_level.mechanism,
+        sampled=sampled,
+        maskable=model.maskable and not sampled,  # a sample has no largest size to pad to
+    )
 
 

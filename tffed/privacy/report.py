@@ -164,6 +164,8 @@ def _describe(entry):
         "schedule": f"clients take part in up to {entry.exposure} of them",
     }[terms.scheme]
     times = f", {terms.per_round} times a round of a client" if terms.per_round > 1 else ""
+    if terms.example_rate is not None:
+        times += f" with probability {terms.example_rate:.3g}"
     return (
         f"{entry.rounds} rounds, {cohort}: {mechanism.name}{times}, norm {mechanism.clip:.4g}, "
         f"noise multiplier {mechanism.noise_multiplier:.4g}"

@@ -20,7 +20,9 @@ class Terms(NamedTuple):
         population: The number of clients.
         size: Clients a round, or None.
         rate: The probability with which a client takes part, or None.
-        per_round: Noisy releases an example takes part in while its client trains once.
+        per_round: Noisy steps of a client in which one of its examples takes part, or, with
+            `example_rate`, may take part.
+        example_rate: The probability with which an example is in a step; None: its turn comes.
         unprotected: What leaves the clients without noise, in words.
         fixed_noise: Whether the noise follows from a known seed.
         server_rate: With noise on the averaged weights, the server's learning rate, which that
@@ -36,6 +38,7 @@ class Terms(NamedTuple):
     unprotected: tuple
     fixed_noise: bool
     server_rate: float | None = None
+    example_rate: float | None = None
 
     def at(self, server_rate):
         """The terms of a round in which the server has another learning rate."""
@@ -86,16 +89,18 @@ def terms(built, sampler, clients, *, fixed_noise=False) -> Terms:
         if mechanism.place == AVERAGED_WEIGHTS:
             mechanism = _on_weights(mechanism, built, facts)
             server_rate = built.server.learning_rate
+    per_round, example_rate = _steps(mechanism, built.recipe, clients)
     return Terms(
         mechanism,
         _scheme(mechanism, facts, len(clients)),
         len(clients),
         facts.get("size"),
         facts.get("rate"),
-        _per_round(mechanism, built.recipe, clients),
+        per_round,
         _unprotected(mechanism, built),
         fixed_noise,
         server_rate,
+        example_rate,
     )
 
 
@@ -159,15 +164,18 @@ def _on_weights(mechanism, built, facts):
     return mechanism._replace(clip=clip, noise_multiplier=mechanism.stddev / clip)
 
 
-def _per_round(mechanism, recipe, clients):
+def _steps(mechanism, recipe, clients):
+    """`(steps, probability of being in one)` of an example in a round of its client."""
     if mechanism is None or mechanism.unit != "example":
-        return 1
-    if recipe.passes is None:
+        return 1, None
+    uses = recipe.uses and recipe.uses(clients)
+    if uses is None or mechanism.sampled and uses.rate is None:
+        how = "sampling='poisson' with " if mechanism.sampled else ""
         raise ValueError(
-            "How often an example is used in a round must be known to account for it. Received: "
-            f"the algorithm {recipe.name}, which does not say. Give its Recipe `passes`."
+            "How a round uses a client's examples must be known to account for it. Received: "
+            f"{how}the algorithm {recipe.name}, which does not say. Give its Recipe `uses`."
         )
-    return recipe.passes(clients)
+    return (uses.steps, uses.rate) if mechanism.sampled else (uses.passes, None)
 
 
 def _unprotected(mechanism, built):
