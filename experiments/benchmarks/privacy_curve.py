@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.privacy_curve --output_dir=runs/privacy_curve
 
 Trains the flagfiles fashion_dp_clients (central noise on 6,000 clients of 10 examples) and
-fashion_dp_examples (DP-SGD on 10 clients of 6,000) with each epsilon, and once with clipping but
-without noise. Writes privacy_curve.json and privacy_curve.png, and each run's own results beside
+fashion_dp_examples (DP-SGD on 10 clients of 6,000) with each epsilon, and once clipped but without
+noise. Writes privacy_curve.json and privacy_curve.png, and each run's own results beside
 them; a run that was stopped goes on.
 """
 
@@ -18,7 +18,6 @@ from experiments import flags, results, train
 from experiments.benchmarks import machine
 
 _RUNS = {"clients": "fashion_dp_clients", "examples": "fashion_dp_examples"}
-_NOISE = ("--noise", "--epsilon", "--delta")
 _COLOURS = {"clients": "#1f77b4", "examples": "#c0392b"}
 _LABELS = {
     "clients": "clients hidden: 6,000 of 10 examples, server trusted",
@@ -55,10 +54,8 @@ def _train(program, flagfile, epsilon, folder, values):
     lines = (flags.FLAGFILES / f"{flagfile}.flags").read_text().splitlines()
     arguments = [line for line in lines if line.startswith("--")]
     if epsilon is None:
-        clip = next(a.partition("=")[2] for a in arguments if a.startswith("--noise_clip"))
-        arguments = [a for a in arguments if not a.startswith(_NOISE)]
-        if "--noise=sum" in lines:
-            arguments += ["--clipping=fixed", f"--clip_norm={clip}"]
+        arguments = [a for a in arguments if not a.startswith(("--epsilon", "--delta"))]
+        arguments.append("--noise_multiplier=0")
     else:
         arguments.append(f"--epsilon={epsilon}")
     if values.rounds is not None:
