@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tffed.callbacks import Snapshot
 from tffed.data import Sampler, Uniform
+from tffed.privacy.terms import SCHEDULE
 from tffed.training import run_round
 
 
@@ -76,7 +77,7 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
             break
         plan.all_callbacks.on_epoch_begin(epoch)
         state = rates.write(state)
-        cohort = plan.sampler.sample(plan.clients, seed=plan.seed, round=int(state.round))
+        number = int(state.round)
         state, logs = run_round(
             engine,
             state,
@@ -86,8 +87,7 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
             store=plan.files.store,
             last=epoch + 1 == plan.rounds.stop,
         )
-        terms = plan.terms.at(float(state.optimizer.learning_rate))
-        plan.ledger.record(terms, cohort, logs["dropped"])
+        _write_down(plan, state, number, logs["dropped"])
         if plan.validate is not None and (epoch + 1) % plan.validation_freq == 0:
             logs |= {f"val_{name}": value for name, value in plan.validate(state).items()}
         state = _show_callbacks(plan, model, state, epoch, logs)
@@ -99,6 +99,14 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
     plan.all_callbacks.on_train_end()
     # EarlyStopping, for one, puts the best weights back at the end.
     keep(state._replace(weights=model.init()), plan.files.store)
+
+
+def _write_down(plan, state, number, dropped):
+    """Writes what round `number` released into the ledger."""
+    cohort = ()
+    if plan.terms.scheme == SCHEDULE:
+        cohort = plan.sampler.sample(plan.clients, seed=plan.seed, round=number)
+    plan.ledger.record(plan.terms.at(float(state.optimizer.learning_rate)), cohort, dropped)
 
 
 def _show_callbacks(plan, model, state, epoch, logs):

@@ -12,7 +12,7 @@ from tffed.privacy.releases import (
     Sampling,
     release_of,
 )
-from tffed.privacy.terms import SCHEDULE
+from tffed.privacy.terms import EVERYONE, SCHEDULE
 
 NEIGHBOURS = {
     ADD_OR_REMOVE: "data sets of which one has one {} more",
@@ -53,9 +53,7 @@ def _release(entry, unit, relation):
     terms, mechanism = entry.terms, entry.terms.mechanism
     if mechanism is None or mechanism.unit != unit:
         return Release(0.0, Sampling(FULL), entry.rounds, relation=relation)
-    # In a tree its rounds count; else, where cohorts are no secret, those of the busiest client.
-    counted = terms.scheme == SCHEDULE and mechanism.kind != "tree"
-    rounds = entry.exposure if counted else entry.rounds
+    rounds = entry.exposure if terms.scheme == SCHEDULE else entry.rounds
     if terms.example_rate is not None:  # each step draws anew
         steps = rounds * terms.per_round
         return release_of(
@@ -104,7 +102,7 @@ def assumptions(entries):
                 "Which rounds a client takes part in may be known: no amplification by sampling is "
                 "claimed; the client that took part most often counts."
             )
-        else:
+        elif terms.scheme != EVERYONE:
             found.append(
                 f"Cohorts are drawn secretly ({terms.scheme}): who knows the seed of the run knows "
                 "them, and the amplification is lost."

@@ -12,8 +12,7 @@ class Entry(NamedTuple):
     Attributes:
         terms: The `Terms`.
         rounds: How many rounds.
-        exposure: In how many of them the client that took part most often did; 0 where the cohort's
-            secrecy is counted on.
+        exposure: In how many of them the client that took part most often did, if that is counted.
         dropped: Updates in them that were left out, or counted as zero, for not being finite.
     """
 
@@ -45,7 +44,7 @@ class Ledger:
 
         Args:
             terms: Its `Terms`.
-            cohort: The ids of the clients that took part.
+            cohort: The ids of the clients that took part; only looked at where they are counted.
             dropped: How many updates were not finite.
         """
         if not self.entries or self.entries[-1].terms != terms:

@@ -162,6 +162,7 @@ def _describe(entry):
         "poisson": f"each of {terms.population} clients with probability {terms.rate}",
         "fixed_size_without_replacement": f"{terms.size} of {terms.population} clients at random",
         "schedule": f"clients take part in up to {entry.exposure} of them",
+        "everyone": f"{terms.population} clients",
     }[terms.scheme]
     times = f", {terms.per_round} times a round of a client" if terms.per_round > 1 else ""
     if terms.example_rate is not None:

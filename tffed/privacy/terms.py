@@ -4,10 +4,10 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
-from tffed.mechanism import AVERAGED_WEIGHTS, CLIENT_STEPS, CLIENT_UPDATE, SERVER_SUM, Mechanism
+from tffed.mechanism import AVERAGED_WEIGHTS, CLIENT_STEPS, CLIENT_UPDATE, Mechanism
 from tffed.privacy.releases import FIXED_SIZE, POISSON
 
-SCHEDULE = "schedule"
+SCHEDULE, EVERYONE = "schedule", "everyone"
 
 
 class Terms(NamedTuple):
@@ -16,7 +16,8 @@ class Terms(NamedTuple):
     Attributes:
         mechanism: The `Mechanism`, or None: nothing is protected.
         scheme: `POISSON` or `FIXED_SIZE` where the secret choice of the cohort counts; `SCHEDULE`
-            where a client's rounds are taken as known, and counted.
+            where a client's rounds are taken as known, and counted; `EVERYONE` where there is
+            nothing to count.
         population: The number of clients.
         size: Clients a round, or None.
         rate: The probability with which a client takes part, or None.
@@ -109,8 +110,9 @@ def _scheme(mechanism, facts, population):
 
     Whether a client took part shows in everything it sends; an example can hide only in that.
     """
-    on_server = mechanism is not None and mechanism.place in (SERVER_SUM, AVERAGED_WEIGHTS)
-    if not on_server or mechanism.kind == "tree" or facts.get("size") == population:
+    if mechanism is None or mechanism.kind == "tree" or facts.get("size") == population:
+        return EVERYONE
+    if mechanism.place in (CLIENT_STEPS, CLIENT_UPDATE):
         return SCHEDULE
     return facts["scheme"] if facts["scheme"] in (POISSON, FIXED_SIZE) else SCHEDULE
 
