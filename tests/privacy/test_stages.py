@@ -222,8 +222,8 @@ def test_bounds_names_and_mechanisms():
         bounded = name in ("gaussian", "per layer", "tree")
         for bound, after in ((None, CLIP), (0.5, 0.5), (2.0, CLIP)):
             assert stage.bound(bound) == (after if bounded else None)
-    tree = stages(Z)["tree"].mechanism
-    assert (tree.kind, tree.period) == ("tree", 4)
+    found = stages(Z)["tree"].mechanism
+    assert (found.kind, found.period) == ("tree", 4)
     assert len({stage.name for stage in stages(Z).values()}) == len(NAMES)
     assert chain(clip(2.0), weight_noise(0.1), mean("uniform")).bound == 2.0
     assert weight_noise(0.1).mechanism.stddev == 0.1
