@@ -342,6 +342,7 @@ class Federated:
             ledger=self.ledger,
             budget=budget,
             fixed_noise=self._noise_seed is not None,
+            resumed=done is not None,
         )
         if found.built is not self._built:
             self._use(found.built)

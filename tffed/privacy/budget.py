@@ -60,7 +60,7 @@ class Spending(NamedTuple):
 
 
 def plan(
-    parts, built, *, clients, sampler, seed, first, rounds, ledger, budget, fixed_noise
+    parts, built, *, clients, sampler, seed, first, rounds, ledger, budget, fixed_noise, resumed
 ) -> Spending:
     """Settles the noise and the number of rounds of a `fit`, before it starts.
 
@@ -75,6 +75,7 @@ def plan(
         ledger: The `Ledger` of what was released before.
         budget: The `Budget`, or None.
         fixed_noise: Whether the noise follows from a known seed.
+        resumed: Whether the run goes on from a checkpoint; it may then be at its end.
 
     Raises:
         ValueError: Noise without a multiplier or a budget, a budget without noise or already spent,
@@ -114,7 +115,7 @@ def plan(
         built = build(parts, _solve(budget, ledger, with_noise))
         here = terms(built, sampler, clients, fixed_noise=fixed_noise)
     if budget is not None:
-        rounds = _allowed(budget, rounds, lambda count: spent(here, count))
+        rounds = _allowed(budget, rounds, lambda count: spent(here, count), resumed)
     return Spending(built, here, rounds)
 
 
@@ -138,10 +139,10 @@ def _keeps(budget, found):
     return accounting.account(found, budget.delta).epsilon <= budget.epsilon
 
 
-def _allowed(budget, rounds, spent):
+def _allowed(budget, rounds, spent, resumed):
     """The most rounds, up to `rounds`, that keep to the budget."""
     found = curves.rounds_within(budget.epsilon, budget.delta, (), spent, rounds)
-    if rounds and not found:
+    if rounds and not found and not resumed:
         raise ValueError(
             f"Expected a budget that allows one more round. Received: {budget}, of which "
             f"{accounting.account(spent(0), budget.delta).epsilon:.3g} are spent. Raise epsilon, "
