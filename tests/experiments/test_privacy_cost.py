@@ -1,14 +1,12 @@
 """The benchmark of example-level privacy: its designs train, and its table divides."""
 
-from importlib.util import find_spec
-
 import numpy as np
-import pytest
 
 from experiments.benchmarks import privacy_cost
+from tests.helpers import needs_tf_privacy
 
 
-@pytest.mark.skipif(find_spec("tensorflow_privacy") is None, reason="it is not installed")
+@needs_tf_privacy
 def test_clipping_is_what_tensorflow_privacy_does(monkeypatch):
     monkeypatch.setitem(privacy_cost._STEPS, "2nn", (2, 2))
     ends = {name: run() for name, (run, _) in privacy_cost._designs("2nn").items()}
