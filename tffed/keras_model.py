@@ -62,40 +62,6 @@ def compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimize
             )
 
 
-def metrics_builder(model):
-    """A function that creates the metrics' variables, which Keras does at their first use.
-
-    It runs once, outside of the graph being traced, on one example of zeros.
-    """
-    built = False
-
-    def build(x, y, sample_weight):
-        nonlocal built
-        if built:
-            return
-        with tf.init_scope():
-            x, y, sample_weight = tree.map(_one_zero, (x, y, sample_weight))
-            y_pred = model(x, training=False)
-            model.compute_loss(x, y, y_pred, sample_weight, training=False)
-            model.compute_metrics(x, y, y_pred, sample_weight)
-            model.reset_metrics()
-            for variable in model.metrics_variables:
-                if keras.ops.any(keras.ops.convert_to_numpy(variable) != 0):
-                    raise ValueError(
-                        "The state of a metric must begin at zero, so that it adds up over "
-                        f"clients. Received: {variable.path}. Evaluate that metric yourself."
-                    )
-        built = True
-
-    return build
-
-
-def _one_zero(leaf):
-    if leaf is None:  # no sample weights
-        return None
-    return tf.zeros([size or 1 for size in (1, *leaf.shape[1:])], leaf.dtype)
-
-
 def layers(model):
     """All layers of a model, nested ones and itself included."""
     return model._flatten_layers(include_self=True, recursive=True)
@@ -151,11 +117,3 @@ def class_weigher(class_weight):
         return x, y, weights if sample_weight is None else weights * sample_weight
 
     return weigh
-
-
-def update_masked_metrics(model, y, y_pred, mask):
-    """Updates the unweighted metrics of a one-output model with the rows that count."""
-    (y,), (y_pred,) = tf.nest.flatten(y), tf.nest.flatten(y_pred)
-    for compiled in model.metrics:
-        for metric in getattr(compiled, "metrics", ()):
-            metric.update_state(y, y_pred, mask)

@@ -14,12 +14,11 @@ from tffed.keras_model import (
     compile_model,
     layers,
     loss_scale,
-    metrics_builder,
     seeds_of,
     statistics_of,
-    update_masked_metrics,
 )
 from tffed.maskable import independent_examples
+from tffed.metrics import add_batch, loss_parts, metrics_builder, report, update_masked_metrics
 from tffed.recurrent import own_loops
 from tffed.resized import resized
 
@@ -160,7 +159,7 @@ class _Functions:
         self._statistics = statistics_of(model)
         self._seeds = seeds_of(model)
         self._scale = loss_scale(model)
-        self._weigh = class_weigher(class_weight)
+        self._weigh, self._unpack = class_weigher(class_weight), class_weigher(None)
         self._build_metrics = metrics_builder(model)
 
     def init(self):
@@ -197,15 +196,11 @@ class _Functions:
         return self.forward(weights, batch, None)[2]
 
     def report(self, sums):
-        model = self._model
-        with keras.StatelessScope([*zip(model.metrics_variables, sums[2:], strict=True)]):
-            results = model.get_metrics_result()
-        results = {name: tf.cast(value, tf.float32) for name, value in results.items()}
-        return results | {"loss": tf.math.divide_no_nan(sums[0], sums[1])}
+        return report(self._model, sums)
 
     def forward(self, weights, batch, seed, mask=None):
         model, training, sums = self._model, seed is not None, self.zeros(batch)
-        x, y, sample_weight = self._weigh(batch)
+        x, y, sample_weight = (self._weigh if training else self._unpack)(batch)
         rows = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)
         count = rows if mask is None else tf.reduce_sum(mask)
         if mask is not None:
@@ -215,17 +210,17 @@ class _Functions:
                 scope.add_update(update)  # of any shape
             with own_loops(model), self._widths(weights):
                 y_pred = model(x, training=training)
-            value = model.compute_loss(x, y, y_pred, sample_weight, training=training)
+            with loss_parts(model, training) as parts:
+                value = model.compute_loss(x, y, y_pred, sample_weight, training=training)
             if mask is None:
                 model.compute_metrics(x, y, y_pred, sample_weight)
             else:
                 update_masked_metrics(model, y, y_pred, mask)
         if mask is not None:  # Keras has divided by all rows
             value *= tf.cast(tf.math.divide_no_nan(rows, count), value.dtype)
-        total = (sums[0] + tf.cast(value, tf.float32) * count, sums[1] + count)
-        metrics = (scope.get_current_value(v) for v in model.metrics_variables)
+        sums = add_batch(model, scope, sums, value, parts, rows=rows, count=count)
         statistics = tuple(scope.get_current_value(v) for v in self._statistics)
-        return value, statistics, (*total, *metrics)
+        return value, statistics, sums
 
     def _mapping(self, weights, seed, sums):
         """What each Keras variable, but the trainable ones, stands for while the model runs."""
