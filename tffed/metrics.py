@@ -11,6 +11,7 @@ from tffed.additive import check_additive
 from tffed.undefined import as_float, undefined_is_nan
 
 NAN = float("nan")
+_RESERVED = frozenset(("clients", "dropped", "examples", "bytes_up", "bytes_down", "seconds"))
 
 
 def metrics_builder(model):
@@ -30,7 +31,7 @@ def metrics_builder(model):
             x, y, sample_weight = tree.map(_one_zero, like)
             y_pred = model(x, training=False)
             model._compute_loss(x, y, y_pred, sample_weight, training=False)
-            model.compute_metrics(x, y, y_pred, sample_weight)
+            _check_names(model, model.compute_metrics(x, y, y_pred, sample_weight))
             model.reset_metrics()
             for variable in model.metrics_variables:
                 if keras.ops.any(keras.ops.convert_to_numpy(variable) != 0):
@@ -43,6 +44,24 @@ def metrics_builder(model):
         built = True
 
     return build
+
+
+def _check_names(model, returned):
+    """Checks the names of metrics, and that `compute_metrics` returns nothing else."""
+    names = [name for name, _ in _flat(model.get_metrics_result())]
+    taken = sorted(_RESERVED.intersection(names)) + ["loss"] * (names.count("loss") > 1)
+    if taken:
+        raise ValueError(
+            f"Expected metrics of other names than {sorted(_RESERVED)} and 'loss', which rounds "
+            f"report themselves. Received: a metric named {taken[0]!r}. Give it another name."
+        )
+    alone = sorted(set(returned or ()) - set(names))
+    if alone:
+        raise ValueError(
+            "Expected compute_metrics to return what metrics of the model hold: other values are "
+            f"those of the last batch alone. Received: {alone[0]!r}, which no metric holds. Keep "
+            "it in a keras.metrics.Mean that is an attribute of the model."
+        )
 
 
 def _one_loss_an_output(model, y, y_pred):
