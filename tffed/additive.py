@@ -95,7 +95,8 @@ class _Trial:
 
     def _feed(self, states, batch):
         model, (x, y, weight, y_pred) = self._model, batch
-        mapping = [*zip(self._variables, states, strict=True)]
+        mapping = [(v, v.value) for v in model.trainable_variables]  # for regularizers
+        mapping += zip(self._variables, states, strict=True)
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             if y_pred is None:
                 y_pred = model(x, training=False)
