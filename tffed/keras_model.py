@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tffed import tree
-from tffed.model_call import CallScope, call, layers
+from tffed.model_call import layers
 
 BATCH_NORM_POLICIES = ("average", "local", "freeze")
 _MEAN_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
@@ -99,41 +99,6 @@ def compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimize
             )
 
 
-def metrics_builder(model):
-    """A function that creates the metrics' variables, which Keras does at their first use.
-
-    It runs once, outside of the graph being traced, on one example of zeros.
-    """
-    built = False
-
-    def build(x, y, sample_weight):
-        nonlocal built
-        if built:
-            return
-        with tf.init_scope():
-            x, y, sample_weight = tree.map(_one_zero, (x, y, sample_weight))
-            with CallScope():  # a layer may count its calls
-                y_pred = call(model, x, training=False)
-            model._compute_loss(x, y, y_pred, sample_weight, training=False)
-            model.compute_metrics(x, y, y_pred, sample_weight)
-            model.reset_metrics()
-            for variable in model.metrics_variables:
-                if keras.ops.any(keras.ops.convert_to_numpy(variable) != 0):
-                    raise ValueError(
-                        "The state of a metric must begin at zero, so that it adds up over "
-                        f"clients. Received: {variable.path}. Evaluate that metric yourself."
-                    )
-        built = True
-
-    return build
-
-
-def _one_zero(leaf):
-    if leaf is None:  # no sample weights
-        return None
-    return tf.zeros([size or 1 for size in (1, *leaf.shape[1:])], leaf.dtype)
-
-
 def scales_loss(model):
     """Whether the gradients of a model vanish without a factor on the loss: it runs in float16."""
     return any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers(model))
@@ -166,11 +131,3 @@ def class_weigher(class_weight):
         return x, y, weights if sample_weight is None else weights * sample_weight
 
     return weigh
-
-
-def update_masked_metrics(model, y, y_pred, mask):
-    """Updates the unweighted metrics of a one-output model with the rows that count."""
-    (y,), (y_pred,) = tf.nest.flatten(y), tf.nest.flatten(y_pred)
-    for compiled in model.metrics:
-        for metric in getattr(compiled, "metrics", ()):
-            metric.update_state(y, y_pred, mask)

@@ -264,7 +264,7 @@ def test_what_sees_padding_is_found_by_trial_alone(kind, monkeypatch):
         return keras.Sequential([keras.Input((6,)), layer(), keras.layers.Dense(3)])
 
     assert not maskable(model(), loss)
-    monkeypatch.setattr("tffed.model.independent_examples", lambda model: True)
+    monkeypatch.setattr("tffed.keras_functions.independent_examples", lambda model: True)
     assert not maskable(model(), loss) and maskable(dense())
 
 
