@@ -195,9 +195,7 @@ class _Composition:
             rest = tree.map(lambda x: tf.reduce_sum(x, 0), total._replace(update=()))
             weight = tf.reduce_sum(weight)
         update = self._put_right(update, weight, rest.present)
-        optimizer, trainable = self._optimizer.step(
-            state.optimizer, state.weights.trainable, tree.scale(update, -1.0)
-        )
+        optimizer, trainable = self._step(state, update)
         trainable = self._aggregator.release(stages, trainable, seed)
         part, trainable, found = self._part.advance(state.part, trainable, state.round + 1)
         statistics = state.weights.non_trainable
@@ -216,6 +214,14 @@ class _Composition:
         counts = {"clients": rest.clients, "dropped": rest.dropped, "examples": rest.examples}
         own = self._hooks.server_metrics(state.extra)
         return new, self._model.report(rest.sums) | counts | own | metrics | found
+
+    def _step(self, state, update):
+        """The server's step; as in Keras, weights that no loss depends on stay as they are."""
+        connected = self._model.connected
+        used = connected() if connected is not None else [True] * len(update)
+        pairs = zip(tree.scale(update, -1.0), used, strict=True)
+        grads = tuple(g if u else None for g, u in pairs)
+        return self._optimizer.step(state.optimizer, state.weights.trainable, grads)
 
     def personal(self, weights, state):
         return self._hooks.personal(self._own_statistics(weights, state), state.algorithm)
