@@ -198,6 +198,8 @@ class _Composition:
         optimizer, trainable = self._optimizer.step(
             state.optimizer, state.weights.trainable, tree.scale(update, -1.0)
         )
+        before = state.weights.trainable
+        trainable = self._aggregator.settle(before, trainable, rest.present)
         trainable = self._aggregator.release(stages, trainable, seed)
         part, trainable, found = self._part.advance(state.part, trainable, state.round + 1)
         statistics = state.weights.non_trainable

@@ -10,8 +10,15 @@ import tensorflow as tf
 from tffed import random, tree
 from tffed.aggregation.stage import Coded, Stage, travels
 from tffed.arguments import positive_integer
-from tffed.compression.layout import as_rows, from_rows, fused, packed_as, shapes_of
-from tffed.compression.rotation import BLOCK, block_for, check_block, rotated, rotated_back
+from tffed.compression.layout import (
+    as_rows,
+    at_unit_scale,
+    from_rows,
+    fused,
+    packed_as,
+    shapes_of,
+)
+from tffed.compression.rotation import BLOCK, block_for, checked_block, rotated, rotated_back
 from tffed.wire import Bits
 
 _SCALES = ("unbiased", "min_error")
@@ -62,6 +69,7 @@ def eden(bits=1, scale="unbiased", block=BLOCK) -> Stage:
         ValueError: An argument is outside its range.
     """
     positive_integer("bits", bits)
+    bits = int(bits)
     if bits > 8:
         raise ValueError(f"`bits` must be 1 to 8. Received: bits={bits}")
     return _rotated_codes(bits, scale, block, f"eden({bits}, {scale}, {block})")
@@ -70,11 +78,12 @@ def eden(bits=1, scale="unbiased", block=BLOCK) -> Stage:
 def _rotated_codes(bits, scale, block, name):
     if scale not in _SCALES:
         raise ValueError(f"`scale` must be one of {_SCALES}. Received: scale={scale!r}")
-    check_block(block)
+    block = checked_block(block)
 
     @fused
     def coded(tensors, seed):
-        y = rotated(as_rows(tensors, block_for(tensors, block)), seed)
+        rows, unit = at_unit_scale(as_rows(tensors, block_for(tensors, block)))
+        y = rotated(rows, seed)
         square = tf.reduce_sum(y * y, 1, keepdims=True)
         codes = _codes(y * tf.sqrt(tf.math.divide_no_nan(float(y.shape[1]), square)), bits)
         q = _numbers(codes, bits)
@@ -84,7 +93,7 @@ def _rotated_codes(bits, scale, block, name):
         else:
             s = along / tf.reduce_sum(q * q, 1, keepdims=True)
         # Where squares overflow all codes are alike, and their scale can be anything.
-        return codes, tf.where(tf.math.is_finite(square), s, float("nan"))[:, 0]
+        return codes, tf.where(tf.math.is_finite(square), s * unit, float("nan"))[:, 0]
 
     @fused
     def numbers(codes, scales, seed, shapes):
@@ -111,6 +120,7 @@ def _rotated_codes(bits, scale, block, name):
         ends=True,
         weights=True,
         name=name,
+        error=lambda like: _distortion(bits) if scale == "unbiased" else 0.0,
     )
 
 
@@ -135,6 +145,14 @@ def _numbers(codes, bits):
     if bits == 1:  # the size of the two is the scale's
         return 2.0 * tf.cast(codes, tf.float32) - 1.0
     return tf.gather(tf.constant(lloyd_max(bits), tf.float32), tf.cast(codes, tf.int32))
+
+
+def _distortion(bits):
+    """D / (1 - D): by Lloyd and Max's condition, 1 - D is the variance of Q."""
+    c = lloyd_max(bits)
+    normal = np.vectorize(statistics.NormalDist().cdf)
+    mass = np.diff(normal(np.concatenate([[-40.0], (c[1:] + c[:-1]) / 2, [40.0]])))
+    return 1 / np.sum(mass * c**2) - 1
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import io
 import math
 import zlib
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,7 +152,7 @@ def _check(final, begin, end, every, power, initial):
     """The number of prunings after the first."""
     positive_integer("every", every)
     for name, value in (("begin", begin), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
             raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value}")
     if end < begin or (end - begin) % every:
         raise ValueError(

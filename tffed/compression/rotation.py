@@ -1,6 +1,7 @@
 """The randomised Hadamard transform, after which entries are alike."""
 
 import math
+from numbers import Integral
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +29,7 @@ def rotate(block=BLOCK) -> Stage:
     Raises:
         ValueError: `block` is no power of two from 2 to 2**16.
     """
-    check_block(block)
+    block = checked_block(block)
 
     @fused
     def turned(tensors, seed):
@@ -55,19 +56,22 @@ def rotate(block=BLOCK) -> Stage:
         bound=lambda bound: bound,
         weights=True,
         name=f"rotate({block})",
+        mixes=1,
     )
 
 
-def check_block(block):
-    """Checks that `block` is a length that can be rotated.
+def checked_block(block):
+    """`block` as an int, if it is a length that can be rotated.
 
     Raises:
         ValueError: It is not.
     """
-    if not isinstance(block, int) or not 2 <= block <= 2**16 or block & (block - 1):
+    whole = isinstance(block, Integral) and not isinstance(block, bool)
+    if not whole or not 2 <= block <= 2**16 or block & (block - 1):
         raise ValueError(
             f"`block` must be a power of two from 2 to 2**16. Received: block={block!r}"
         )
+    return int(block)
 
 
 def block_for(nest, block):
