@@ -83,8 +83,8 @@ def majority() -> Reducer:
     """The sign of most clients, by entry: sign(Σ_k sign(u_k)), and 0 where votes are even.
 
     signSGD with majority vote (Bernstein et al. 2019): `chain(sign(scale=None), majority())`. Each
-    client has one vote, whatever its examples; the server optimizer's learning rate is the step.
-    Without that stage it is the sign of the sum.
+    client has one vote, whatever its examples; the step is the learning rate of plain SGD at the
+    server. Without that stage it is the sign of the sum.
     """
 
     def finish(total, weight):

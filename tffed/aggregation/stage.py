@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from tffed import random, tree
 from tffed.wire import Gate, Gated, Raw
 
-
 # With errors of this share of a value, E‖e'‖² = ω (‖e‖² + ‖u‖²), residuals are 2.4 updates long.
 _TOLERABLE = 0.85
 

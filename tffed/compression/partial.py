@@ -12,8 +12,9 @@ def send_only(model, layers) -> Stage:
     """Clients train all layers but send the updates of some; the others stay as they are.
 
     The zero update of the others is the mean, and the server's step leaves them out, whatever its
-    optimizer does, so all clients begin every round with the same ones. What is not to be trained either is better frozen (`layer.trainable = False`): the weights of a
-    frozen layer never travel, down or up.
+    optimizer does, so all clients begin every round with the same ones. What is not to be trained
+    either is better frozen (`layer.trainable = False`): the weights of a frozen layer never travel,
+    down or up.
 
     Args:
         model: The Keras model, with the layers frozen that are to be.
