@@ -16,10 +16,9 @@ from tffed.compression import (
     rotate,
     sign,
     ternary,
-    top_k,
 )
 
-ROUNDS = 240
+ROUNDS = 180
 
 
 def updates(shape):
@@ -28,8 +27,7 @@ def updates(shape):
     normal = rng.normal(size=size)
     return {
         "normal": normal,
-        "sparse": normal * (rng.random(size) < 0.05),
-        "heavy": rng.standard_t(3, size),
+        "sparse": rng.standard_t(3, size) * (rng.random(size) < 0.05),
         "constant": np.broadcast_to(rng.normal(size=shape), size),
         "equal": np.ones(size),
     }
@@ -67,6 +65,10 @@ def expands(stages, shape):
     return sequence(*stages).expands((tf.TensorSpec(shape, tf.float32),))
 
 
+def named(value):
+    return ", ".join(getattr(part, "name", str(part)) for part in value)
+
+
 # Each as large as it may be, or as few bits.
 ACCEPTED = [
     ((quantize(1),), (2,)),
@@ -74,7 +76,6 @@ ACCEPTED = [
     ((ternary(),), (63,)),
     ((ternary(2.5),), (63,)),
     ((quantize(3, scale="l2"),), (35,)),
-    ((quantize(3, scale="l2", stochastic=False),), (35,)),
     ((rotate(1024), quantize(2, block=1024)), (1024,)),
     ((rotate(32), ternary()), (32,)),
     ((power_sgd(1, min_size=1), quantize(3)), (300, 40)),
@@ -82,13 +83,11 @@ ACCEPTED = [
     ((power_sgd(2, min_size=1), eden(2)), (30, 20)),
     ((power_sgd(2, min_size=1), sign()), (30, 20)),
     ((random_k(0.1, unbiased=False), quantize(2)), (300,)),
-    ((top_k(0.1), eden(1)), (300,)),
     ((drive(),), (4,)),
-    ((drive("min_error"),), (300,)),
 ]
 
 
-@pytest.mark.parametrize(("stages", "shape"), ACCEPTED, ids=str)
+@pytest.mark.parametrize(("stages", "shape"), ACCEPTED, ids=named)
 def test_residuals_of_what_is_accepted_stay_bounded(stages, shape):
     """No longer than 60 updates, and no longer in the last third of the rounds than before."""
     assert not expands(stages, shape)
@@ -106,12 +105,11 @@ REFUSED = [
     ((random_k(0.4),), (50,)),
     ((random_k(0.6), quantize(2)), (50,)),
     ((rotate(256), quantize(2, scale="max", block=256)), (1024,)),
-    ((rotate(256), quantize(1, block=256)), (1024,)),
     ((power_sgd(1, min_size=1), quantize(3, scale="l2")), (300, 40)),
 ]
 
 
-@pytest.mark.parametrize(("stages", "shape"), REFUSED, ids=str)
+@pytest.mark.parametrize(("stages", "shape"), REFUSED, ids=named)
 def test_residuals_of_what_is_refused_do_grow(stages, shape):
     assert expands(stages, shape)
     (norms,) = residuals(stages, shape, ["normal"]).values()
@@ -131,7 +129,7 @@ def test_residuals_of_what_is_refused_do_grow(stages, shape):
         ((power_sgd(2, min_size=1), drive()), (30, 20)),
         ((random_k(0.9),), (50,)),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_lies_beyond_is_refused(stages, shape):
     assert any(expands([s], shape) for s in stages) or expands(stages, shape)

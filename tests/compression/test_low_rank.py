@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.compression.stages import SEED, decoded, flat, normal, whole
-from tffed import Stage, chain, clip, mean, tree
+from tffed import Stage, chain, clip, mean, random, tree
 from tffed.compression import (
     error_feedback,
     lazy,
@@ -26,12 +26,12 @@ def rounds(stage, updates):
     shared, state, found = stage.shared(stage.init(updates[0])), stage.client_init(like), []
 
     @tf.function(autograph=False)
-    def step(state, update):
-        payload, state, _ = stage.encode(shared, state, update, SEED)
+    def step(state, update, seed):
+        payload, state, _ = stage.encode(shared, state, update, seed)
         return stage.decode(shared, payload, like), state
 
-    for update in updates:
-        got, state = step(state, update)
+    for k, update in enumerate(updates):
+        got, state = step(state, update, random.fold_in(SEED, k))
         found.append(got)
     return found, state
 

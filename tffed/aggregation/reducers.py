@@ -43,11 +43,12 @@ def mean(weighting="examples", *, max_weight=None, denominator=None) -> Reducer:
             )
 
         def weight(examples):
-            return tf.minimum(examples, max_weight) / max_weight
+            return tf.minimum(examples, float(max_weight)) / float(max_weight)
 
     def finish(total, weight):
-        factor = tf.math.divide_no_nan(1.0, weight) if denominator is None else 1.0 / denominator
-        return tree.scale(total, factor)
+        if denominator is None:
+            return tree.scale(total, tf.math.divide_no_nan(1.0, weight))
+        return tree.scale(total, 1.0 / float(denominator))
 
     extras = f", max_weight={max_weight}" if max_weight is not None else ""
     extras += f", denominator={denominator}" if denominator is not None else ""

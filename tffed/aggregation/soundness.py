@@ -28,7 +28,8 @@ def check_down(stages):
         if stage.mechanism is not None or stage.finish is not plain.finish or not stage.weights:
             raise ValueError(
                 "Only stages that can encode weights can stand in `down`: quantize, cast, rotate "
-                f"and their like. Received: {stage.name}. Leave it out of `down`."
+                "and their like. What others leave out, clip off or add noise to is little of an "
+                f"update, but much of the weights. Received: {stage.name}. Leave it out of `down`."
             )
     return stages
 

@@ -28,10 +28,10 @@ def power_sgd(rank, *, min_size=1024) -> Stage:
     that entries of both are alike.
 
     Biased: use `error_feedback` around it. A Q that says little of M is not kept: where P Qᵀ holds
-    less than the share rank / b of ‖M‖², which a random Q takes on average at the least, the next
-    round begins from a random one, and so does a column that took nothing. So for each matrix, of
-    any two rounds one is a contraction in the mean, E‖M - P Qᵀ‖² <= (1 - rank / b) ‖M‖², and the
-    other does not lengthen the residual: no direction stays unsent.
+    less than half the share rank / b of ‖M‖², which a random Q takes on average at the least, the
+    next round begins from a random one, and so does a column that took nothing. So for each matrix,
+    of any two rounds one is a contraction in the mean, E‖M - P Qᵀ‖² <= (1 - rank / 2b) ‖M‖², and
+    the other does not lengthen the residual: no direction stays unsent.
 
     As published, all workers agree on P before they compute Q. Here each client sends factors of
     its own update: one message a round, and any cohort.
@@ -124,7 +124,7 @@ def _next_start(matrix, start, q, seed):
     columns, rank = start.shape
     lengths = tf.norm(q, axis=0)
     taken, all_there_is = tf.reduce_sum(lengths**2), tf.reduce_sum(matrix**2)
-    poor = (lengths == 0) | (taken < rank / columns * all_there_is)
+    poor = (lengths == 0) | (taken < rank / columns / 2 * all_there_is)
     found = tf.where(poor, random.normal([columns, rank], seed), q / lengths)
     return tf.where(all_there_is > 0, found, start)  # of zeros there is nothing to learn
 

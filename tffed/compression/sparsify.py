@@ -46,10 +46,11 @@ def top_k(k, *, per_tensor=False) -> Stage:
         else:
             parts = [flat(value)]
         sizes = [part.shape[0] for part in parts]
-        found = [largest(*pair) for pair in zip(parts, counts(sizes), strict=True)]
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
-        values = tf.concat([values for values, _ in found], 0)
-        places = tf.concat([at + start for (_, at), start in zip(found, starts, strict=True)], 0)
+        each = zip(parts, counts(sizes), starts, strict=True)
+        found = [(*largest(part, k), start) for part, k, start in each if k]
+        values = tf.concat([values for values, _, _ in found], 0)
+        places = tf.concat([at + start for _, at, start in found], 0)
         return Coded(values, _indices(places, sum(sizes))), client_state, {}
 
     def decode(shared, payload, like):
