@@ -99,7 +99,7 @@ def test_residuals_of_what_is_accepted_stay_bounded(stages, shape):
 
 
 REFUSED = [
-    ((quantize(1),), (8,)),
+    ((quantize(1),), (10,)),
     ((quantize(1, block=12),), (60,)),
     ((quantize(4, scale="l2"),), (300,)),
     ((random_k(0.4),), (50,)),

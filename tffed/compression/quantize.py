@@ -282,10 +282,7 @@ def _by_length(steps):
 
 
 def _of_spacing(step):
-    """About E Δ² f (1 - f) of a standard normal number at f between two of distance Δ around it.
-
-    Each lies anywhere between them; or, if they are far apart, on one side of one of them.
-    """
+    """About E Δ² f (1 - f) of a standard normal number at f between two that are Δ apart."""
     return max(step**2 / 6, math.sqrt(2 / math.pi) * step - 1)
 
 
