@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from tests.compression.stages import LIKE, SEED, decoded, flat, normal, whole
 from tests.shell import compiled, population
-from tffed import Stage, adaptive_clip, chain, clip, fed_avg, mean, median, random, tree
+from tffed import (
+    Stage,
+    adaptive_clip,
+    chain,
+    clip,
+    fed_avg,
+    majority,
+    mean,
+    median,
+    random,
+    tree,
+)
 from tffed.compression import (
     cast,
     drive,
@@ -307,6 +318,8 @@ def test_a_nan_is_sent_so_that_the_client_is_left_out():
         (lambda: chain(mean(), down=[power_sgd(2)]), "can encode weights.*power_sgd"),
         (lambda: error_feedback(clip(1.0), top_k(2)), "add up without end.*Put it before"),
         (lambda: error_feedback(adaptive_clip(), top_k(2)), "add up without end.*Put it before"),
+        (lambda: chain(error_feedback(sign()), majority()), "sent adds up.*before majority"),
+        (lambda: chain(lazy(2.0), sign(None), majority()), "sent adds up.*lazy.*before majority"),
         (lambda: lazy(0.0), "`threshold` must be positive"),
     ],
 )

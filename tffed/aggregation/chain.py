@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.downlink import Downlink
-from tffed.aggregation.soundness import check_down, check_part, check_private
+from tffed.aggregation.soundness import check_adds, check_down, check_part, check_private
 from tffed.aggregation.stage import Stage, codecs, sequence
 from tffed.aggregation.submodel import WHOLE, Submodel
 from tffed.mechanism import SERVER_SUM
@@ -26,6 +26,7 @@ class Reducer(NamedTuple):
         name: For messages.
         bounded: Whether no weight exceeds 1.
         denominator: What the sum is divided by, if that depends on no client; else None.
+        adds: Whether over the rounds the results add up to what clients have sent, or follow it.
     """
 
     weight: Callable
@@ -34,6 +35,7 @@ class Reducer(NamedTuple):
     name: str
     bounded: bool = False
     denominator: float | None = None
+    adds: bool = True
 
 
 class EncodedUpdate(NamedTuple):
@@ -141,6 +143,7 @@ def chain(*parts, down=()) -> Aggregator:
     down = check_down(down)
     whole = _Chain(part, stages, reducer)
     check_private(stages, whole.mechanisms, whole.bound, reducer)
+    check_adds(stages, reducer)
     check_part(part, stages, whole.mechanisms, reducer)
 
     def calibrate(noise_multiplier):

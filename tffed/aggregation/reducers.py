@@ -92,7 +92,7 @@ def majority() -> Reducer:
         del weight
         return tree.map(tf.sign, total)
 
-    return Reducer(_WEIGHTS["uniform"], finish, False, "majority", bounded=True)
+    return Reducer(_WEIGHTS["uniform"], finish, False, "majority", bounded=True, adds=False)
 
 
 def _weighting(name):

@@ -34,6 +34,20 @@ def check_down(stages):
     return stages
 
 
+def check_adds(stages, reducer):
+    """Checks that what clients send later counts then, if one of the stages holds something back.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not reducer.adds and (holding := [s.name for s in stages if s.residual]):
+        raise ValueError(
+            "What a client adds of earlier rounds makes sense where all that is sent adds up. "
+            f"Received: {holding[0]} before {reducer.name}, which makes steps of one size of it. "
+            f"Use mean(…), or leave {holding[0]} out."
+        )
+
+
 def check_part(part, stages, mechanisms, reducer):
     """Checks that a part of the model can be trained with such stages and such a reducer.
 

@@ -18,9 +18,10 @@ def rotate(block=BLOCK) -> Stage:
 
     Each block is d consecutive entries of all tensors laid out as one vector, filled up with zeros;
     D has random signs and H is Hadamard's matrix, of ±1 (Ailon & Chazelle 2006; Suresh et al.
-    2017). Then entries of a block are close to normal with the same variance, however uneven x was,
-    and few bits do. Lengths and angles stay. Passes the blocks on as one tensor `[blocks, d]`, of
-    which `quantize(block=d)` scales each; the seed of D travels with it.
+    2017). Then entries of a block have the same variance, however uneven x was, and unless a few of
+    them made up most of it they are close to normal: few bits do. Lengths and angles stay. Passes
+    the blocks on as one tensor `[blocks, d]`, of which `quantize(block=d)` scales each; the seed of
+    D travels with it.
 
     Args:
         block: d, a power of two; of smaller models, the power of two that holds all entries.
