@@ -143,10 +143,10 @@ def test_a_direction_orthogonal_to_those_before_is_sent(rank, before):
 @pytest.mark.parametrize("rank", [1, 2])
 def test_what_is_small_does_not_keep_what_is_large_from_being_sent(rank):
     """The Q that stays takes a ten thousandth of the matrix, and nothing of what is left out."""
-    update = 0.01 * pattern(0) + sum(pattern(i) for i in (1, 7, 9, 12))
-    _, state = rounds(
-        error_feedback(power_sgd(rank, min_size=1)), [(tf.constant(update),)] * 100
-    )
+    small = [0.01 * sum(pattern(i) for i in range(rank))] * 2
+    given = small + [small[0] + sum(pattern(i) for i in (7, 9, 12))] * 100
+    given = [(tf.constant(m, tf.float32),) for m in given]
+    _, state = rounds(error_feedback(power_sgd(rank, min_size=1)), given)
     assert np.linalg.norm(state[0][0][0]) < 20
 
 
