@@ -196,6 +196,8 @@ class _Composition:
             weight = tf.reduce_sum(weight)
         update = self._put_right(update, weight, rest.present)
         optimizer, trainable = self._step(state, update)
+        before = state.weights.trainable
+        trainable = self._aggregator.settle(before, trainable, rest.present)
         trainable = self._aggregator.release(stages, trainable, seed)
         part, trainable, found = self._part.advance(state.part, trainable, state.round + 1)
         statistics = state.weights.non_trainable

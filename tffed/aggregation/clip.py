@@ -35,6 +35,7 @@ def clip(norm) -> Stage:
         finish=finish,
         bound=lambda bound: norm if bound is None else min(bound, norm),
         name=f"clip({norm})",
+        partial=True,
     )
 
 
@@ -76,13 +77,14 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
         finish=finish,
         name=f"adaptive_clip({norm}, {quantile}, {learning_rate})",
         leaks=True,
+        partial=True,
     )
 
 
 def _clip(value, bound):
     norm = tree.global_norm(value)
-    # A norm of zero divides to 0, and any factor leaves a zero update as it is. One that overflows
-    # float32 must not clip to zero: NaN has the client left out and counted.
-    factor = tf.minimum(1.0, tf.math.divide_no_nan(bound, norm))
+    # A norm that is zero may be one that underflows. One that overflows float32 must not clip to
+    # zero: NaN has the client left out and counted.
+    factor = tf.where(norm > bound, tf.math.divide_no_nan(bound, norm), 1.0)
     factor = tf.where(tf.math.is_finite(norm), factor, float("nan"))
     return tree.scale(value, factor), tf.cast(norm > bound, tf.float32)

@@ -3,6 +3,7 @@
 import io
 import math
 import zlib
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.submodel import Submodel
-from tffed.arguments import positive_integer
+from tffed.arguments import positive, positive_integer
 from tffed.wire import Bits, Raw, Trimmed
 
 
@@ -64,6 +65,7 @@ def prune(
         ValueError: An argument is outside its range.
     """
     times = _check(final_sparsity, begin, end, every, power, initial_sparsity)
+    begin, end, every = int(begin), int(end), int(every)
     done = (np.arange(times + 1) / times) if times else np.ones(1)
     schedule = final_sparsity + (initial_sparsity - final_sparsity) * (1 - done) ** power
 
@@ -151,7 +153,7 @@ def _check(final, begin, end, every, power, initial):
     """The number of prunings after the first."""
     positive_integer("every", every)
     for name, value in (("begin", begin), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
             raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value}")
     if end < begin or (end - begin) % every:
         raise ValueError(
@@ -163,9 +165,8 @@ def _check(final, begin, end, every, power, initial):
             "Expected 0 <= initial_sparsity <= final_sparsity < 1, and 0 < final_sparsity. "
             f"Received: initial_sparsity={initial}, final_sparsity={final}"
         )
-    if not 0 < power < float("inf"):
-        raise ValueError(f"`power` must be positive and finite. Received: power={power}")
-    return (end - begin) // every
+    positive("power", power)
+    return int(end - begin) // int(every)
 
 
 def _check_kernels(weights):
