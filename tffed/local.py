@@ -80,7 +80,8 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         stride = 1 if alike and steps is not None else width
         number = steps(bc) if callable(steps) else steps
         total = width * epochs if steps is None else tf.convert_to_tensor(number)
-        total = tf.where(count > 0, total, 0)  # a client without examples takes no step
+        if not alike:  # a client without examples takes no step; side by side, its steps are no-ops
+            total = tf.where(count > 0, total, 0)
         # Plain SGD touches only the rows of an embedding that the batch does, and other optimizers
         # of Keras tell one use of a row from another.
         sparse = correct is None and not bc.mask and not (alike and optimizer.plain_sgd)
@@ -138,7 +139,7 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         _, weights, _, sums, scale = tf.while_loop(
             lambda i, *_: i < total, run_stride, start, parallel_iterations=1
         )
-        taken = per_epoch * epochs if steps is None else total
+        taken = tf.where(count > 0, per_epoch * epochs if steps is None else total, 0)
         return LocalResult(model.end(weights), sums, scale.taken if scale else taken)
 
     return train
