@@ -154,14 +154,20 @@ def _targets(rng, size, leaf, pred, kind):
     else:
         values = rng.integers(0, max(units, 2), shape)
     if kind == "wide" and tf.as_dtype(leaf.dtype).is_floating:
-        values = rng.normal(size=shape) * 3.0
+        values = _both_signs(rng, shape)
     return tf.cast(tf.constant(values), leaf.dtype)
+
+
+def _both_signs(rng, shape):
+    values = rng.normal(size=shape) * 3.0
+    values[0], values[-1] = -np.abs(values[0]), np.abs(values[-1])
+    return values
 
 
 def _predictions(rng, size, leaf, kind):
     shape = _shape(size, leaf)
     if kind == "wide":
-        values = rng.normal(size=shape) * 3.0
+        values = _both_signs(rng, shape)
     else:
         values = rng.uniform(size=shape)
         if np.allclose(np.asarray(leaf, np.float64).sum(-1), 1.0, atol=1e-3):

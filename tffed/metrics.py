@@ -11,7 +11,7 @@ from tffed.additive import check_additive
 from tffed.undefined import as_float, undefined_is_nan
 
 NAN = float("nan")
-_RESERVED = frozenset(("clients", "dropped", "examples", "bytes_up", "bytes_down", "seconds"))
+_RESERVED = ("loss", "clients", "dropped", "examples", "bytes_up", "bytes_down", "seconds")
 
 
 def metrics_builder(model):
@@ -49,13 +49,14 @@ def metrics_builder(model):
 def _check_names(model, returned):
     """Checks the names of metrics, and that `compute_metrics` returns nothing else."""
     names = [name for name, _ in _flat(model.get_metrics_result())]
-    taken = sorted(_RESERVED.intersection(names)) + ["loss"] * (names.count("loss") > 1)
-    if taken:
+    compiled = getattr(model._compile_metrics, "metrics", ())
+    taken = [name for name in (*names, *(m.name for m in compiled)) if name in _RESERVED]
+    if taken and taken != ["loss"]:  # Keras's own
         raise ValueError(
-            f"Expected metrics of other names than {sorted(_RESERVED)} and 'loss', which rounds "
-            f"report themselves. Received: a metric named {taken[0]!r}. Give it another name."
+            f"Expected metrics of other names than {sorted(_RESERVED)}, which rounds report "
+            f"themselves. Received: a metric named {taken[-1]!r}. Give it another name."
         )
-    alone = sorted(set(returned or ()) - set(names))
+    alone = sorted({name for name, _ in _flat(returned or {})} - set(names))
     if alone:
         raise ValueError(
             "Expected compute_metrics to return what metrics of the model hold: other values are "
@@ -213,7 +214,7 @@ def every_metric(model):
         metric = left.pop()
         if all(metric is not one for one in found):
             found.append(metric)
-            left += [m for m in (*metric._metrics, *getattr(metric, "metrics", ())) if m is not None]
+            left += [*metric._metrics, *getattr(metric, "metrics", ())]
     return found
 
 
