@@ -52,8 +52,8 @@ def _names(model):
     losses = [model._loss_tracker, *getattr(model._compile_loss, "metrics", ())]
     found = {}
     for held in model.metrics:
-        for metric in getattr(held, "metrics", None) or [held]:
-            if any(metric is loss for loss in losses) or not getattr(held, "built", True):
+        for metric in held.metrics if held is model._compile_metrics else [held]:
+            if any(metric is loss for loss in losses):
                 continue
             if not metric.variables:
                 raise ValueError(

@@ -136,7 +136,9 @@ def _recorded(entry, parts, training):
 def _divisor(loss, y_true, y_pred, sample_weight):
     """The entries that a loss is the mean of: those of masks, or the sum of the sample weights."""
     shape = []
-    if getattr(loss, "reduction", None) != "mean_with_sample_weight":
+    if type(loss).__call__ is not keras.losses.Loss.__call__:
+        return None
+    if loss.reduction != "mean_with_sample_weight":
         sample_weight = None
     total = _Ones(loss, shape)(y_true, y_pred, sample_weight)
     return as_float(total) if shape[0].rank else None
@@ -214,7 +216,7 @@ def every_metric(model):
         metric = left.pop()
         if all(metric is not one for one in found):
             found.append(metric)
-            left += [*metric._metrics, *getattr(metric, "metrics", ())]
+            left += metric.metrics if metric is model._compile_metrics else metric._metrics
     return found
 
 
