@@ -36,6 +36,7 @@ NOT_ADDITIVE = {
     "maximum": lambda s, y, p: ops.maximum(s, ops.max(error(y, p))),
     "minimum": lambda s, y, p: ops.minimum(s, ops.min(p)),
     "moving average": lambda s, y, p: 0.9 * s + 0.1 * ops.mean(p),
+    "slow average": lambda s, y, p: 0.9999 * s + 0.0001 * ops.mean(p),
     "last batch": lambda s, y, p: ops.mean(error(y, p)),
     "running mean": lambda s, y, p: 0.5 * (s + ops.mean(p)),
     "root of squares": lambda s, y, p: ops.sqrt(s * s + ops.sum(ops.square(p))),

@@ -56,7 +56,8 @@ def _check_names(model, returned):
             f"Expected metrics of other names than {sorted(_RESERVED)}, which rounds report "
             f"themselves. Received: a metric named {taken[-1]!r}. Give it another name."
         )
-    alone = sorted({name for name, _ in _flat(returned or {})} - set(names))
+    returned = returned if isinstance(returned, dict) else {}
+    alone = sorted({name for name, _ in _flat(returned)} - {"loss", *names})
     if alone:
         raise ValueError(
             "Expected compute_metrics to return what metrics of the model hold: other values are "
