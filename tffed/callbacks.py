@@ -59,15 +59,16 @@ def _refusal(callback):
 
 
 def without_undefined(callback):
-    """The callback; one of Keras's that monitors a value, such that it passes over NaN ones.
+    """The callback; one of Keras's that takes the best of a value, such that it never sees NaN.
 
     Keras takes the first value as the best, and nothing is better than NaN.
     """
-    return _Defined(callback) if hasattr(callback, "monitor_op") else callback
+    chooses = hasattr(callback, "monitor_op") and getattr(callback, "save_best_only", True)
+    return _Defined(callback) if chooses else callback
 
 
 class _Defined(keras.callbacks.Callback):
-    """Shows a callback the rounds in which what it monitors is defined."""
+    """Shows a callback what it monitors only where that is defined."""
 
     def __init__(self, callback):
         super().__init__()
@@ -90,16 +91,25 @@ class _Defined(keras.callbacks.Callback):
         self._shown.on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        value = (logs or {}).get(self._shown.monitor)
+        name = self._shown.monitor
+        value = (logs or {}).get(name)
         if value is None or np.ndim(value) or not np.isnan(value):
             self._shown.on_epoch_end(epoch, logs)
-        elif not self._told:
+            return
+        if not self._told:
             self._told = True
             warnings.warn(
-                f"{self._shown.monitor} is undefined in round {epoch + 1}. "
-                f"{type(self._shown).__name__} passes over such rounds.",
+                f"{name} is undefined in round {epoch + 1}. {type(self._shown).__name__} passes "
+                "over such rounds.",
                 stacklevel=2,
             )
+        if isinstance(self._shown, keras.callbacks.ModelCheckpoint):
+            return  # it would save without a value
+        del logs[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras's, that there is no such value
+            self._shown.on_epoch_end(epoch, logs)
+        logs[name] = value
 
 
 class Snapshot:

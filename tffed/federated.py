@@ -297,10 +297,10 @@ class Federated:
             return self._evaluate_clients(weights, x, list(x.ids) if ids is None else list(ids))
         if isinstance(x, ClientData) or y is None or ids is not None:
             given = {"y": y, "sample_weight": sample_weight, "ids": ids}
+            given = ", ".join(f"{k}={'None' if v is None else '…'}" for k, v in given.items())
             raise ValueError(
                 "Expected evaluate(x, y[, sample_weight]), or evaluate(clients[, ids=…]) with a "
-                f"ClientData. Received: x of type {type(x).__name__} with "
-                f"{', '.join(name + ('=None' if v is None else '=…') for name, v in given.items())}."
+                f"ClientData. Received: x of type {type(x).__name__}, {given}."
             )
         return self._evaluator.pooled(weights, as_arrays((x, y, sample_weight), self._check))
 
