@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tffed import assembly, random, tree
 from tffed.algorithm import Recipe
+from tffed.arguments import integer
 from tffed.callbacks import check_callbacks
 from tffed.checks import as_arrays, as_clients, check_inputs, check_rounds, label_check
 from tffed.data import ClientData
@@ -67,7 +68,7 @@ class Federated:
             )
         random.seed(seed)
         self.model = model
-        self.seed = seed
+        self.seed = integer(seed)
         self.state = None
         self.history = None
         self._recipe = algorithm
@@ -149,6 +150,7 @@ class Federated:
         )
         if noise_seed is not None:
             random.seed(noise_seed)
+            noise_seed = integer(noise_seed)
         self._noise_seed = noise_seed
         self._functional = parts.model
         self.client_optimizer = parts.client_optimizer
@@ -222,7 +224,9 @@ class Federated:
         """
         if self._parts is None:
             raise ValueError("Call compile(…) before fit(…): it sets the optimizers and the loss.")
-        check_rounds(rounds, initial_round, validation_freq, checkpoint_freq)
+        rounds, initial_round, validation_freq, checkpoint_freq = check_rounds(
+            rounds, initial_round, validation_freq, checkpoint_freq
+        )
         clients = as_clients(clients)
         sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
         callbacks = check_callbacks(callbacks)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tffed.arguments import fraction, integer
 from tffed.callbacks import Snapshot
 from tffed.data import Sampler, Uniform
 from tffed.privacy.terms import SCHEDULE
@@ -204,16 +205,13 @@ def choose_sampler(clients, sampler, clients_per_round, client_fraction):
             )
         return sampler
     if client_fraction is not None:
-        if not (isinstance(client_fraction, int | float) and 0 < client_fraction <= 1):
-            raise ValueError(
-                f"`client_fraction` must be in (0, 1]. Received: client_fraction={client_fraction}"
-            )
-        return Uniform(max(1, round(client_fraction * population)))
-    size = population if clients_per_round is None else clients_per_round
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= population:
+        share = fraction("client_fraction", client_fraction)
+        return Uniform(max(1, round(share * population)))
+    size = population if clients_per_round is None else integer(clients_per_round)
+    if size is None or not 1 <= size <= population:
         raise ValueError(
             f"`clients_per_round` must be an integer from 1 to the {population} clients there are. "
-            f"Received: clients_per_round={size!r}"
+            f"Received: clients_per_round={clients_per_round!r}"
         )
     return Uniform(size)
 

@@ -1,11 +1,10 @@
 """Adaptive communication intervals: AdaComm (Wang and Joshi 2019, arXiv:1810.08313)."""
 
-from numbers import Real
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tffed.arguments import positive_integer
+from tffed.arguments import open_fraction, positive_integer
 
 
 class _State(NamedTuple):
@@ -100,13 +99,11 @@ def adaptive_steps(initial, *, least=1, most=None, every=1, decay=None) -> Adapt
     """
     most = initial if most is None else most
     numbers = {"initial": initial, "least": least, "most": most, "every": every}
-    for name, value in numbers.items():
-        positive_integer(name, value)
+    initial, least, most, every = (positive_integer(*pair) for pair in numbers.items())
     if not least <= initial <= most:
         raise ValueError(
             "Expected least <= initial <= most. "
             f"Received: least={least}, initial={initial}, most={most}"
         )
-    if decay is not None and not (isinstance(decay, Real) and 0 < decay < 1):
-        raise ValueError(f"`decay` must be in (0, 1), or None. Received: decay={decay!r}")
+    decay = None if decay is None else open_fraction("decay", decay)
     return AdaptiveSteps(initial, least, most, every, decay)

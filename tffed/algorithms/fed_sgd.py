@@ -24,7 +24,7 @@ def fed_sgd(*, batch_size=None) -> Recipe:
         ValueError: `batch_size` is not a positive integer.
     """
     if batch_size is not None:
-        positive_integer("batch_size", batch_size)
+        batch_size = positive_integer("batch_size", batch_size)
 
     def build(model, client_optimizer, server_optimizer, aggregator):
         del client_optimizer

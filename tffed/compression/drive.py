@@ -61,7 +61,7 @@ def eden(bits=1, scale="unbiased", block=BLOCK) -> Stage:
     Raises:
         ValueError: An argument is outside its range.
     """
-    positive_integer("bits", bits)
+    bits = positive_integer("bits", bits)
     if bits > 8:
         raise ValueError(f"`bits` must be 1 to 8. Received: bits={bits}")
     return _rotated_codes(bits, scale, block, f"eden({bits}, {scale}, {block})")
@@ -70,7 +70,7 @@ def eden(bits=1, scale="unbiased", block=BLOCK) -> Stage:
 def _rotated_codes(bits, scale, block, name):
     if scale not in _SCALES:
         raise ValueError(f"`scale` must be one of {_SCALES}. Received: scale={scale!r}")
-    check_block(block)
+    block = check_block(block)
 
     @fused
     def coded(tensors, seed):

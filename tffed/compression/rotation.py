@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tffed import random, tree
 from tffed.aggregation.stage import Coded, Stage
+from tffed.arguments import integer
 from tffed.compression.layout import as_rows, from_rows, fused, packed_as, shapes_of
 
 BLOCK = 4096
@@ -28,7 +29,7 @@ def rotate(block=BLOCK) -> Stage:
     Raises:
         ValueError: `block` is no power of two from 2 to 2**16.
     """
-    check_block(block)
+    block = check_block(block)
 
     @fused
     def turned(tensors, seed):
@@ -59,15 +60,17 @@ def rotate(block=BLOCK) -> Stage:
 
 
 def check_block(block):
-    """Checks that `block` is a length that can be rotated.
+    """`block` as an int, if it is a length that can be rotated.
 
     Raises:
         ValueError: It is not.
     """
-    if not isinstance(block, int) or not 2 <= block <= 2**16 or block & (block - 1):
+    found = integer(block)
+    if found is None or not 2 <= found <= 2**16 or found & (found - 1):
         raise ValueError(
             f"`block` must be a power of two from 2 to 2**16. Received: block={block!r}"
         )
+    return found
 
 
 def block_for(nest, block):
