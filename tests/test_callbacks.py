@@ -68,17 +68,17 @@ def test_reduce_lr_on_plateau_and_scheduler_act_on_the_server_optimizer():
     still = compiled()
     reduce = callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, min_delta=100.0)
     fit(still, reduce, rounds=2)
-    assert float(still.model.optimizer.learning_rate) == pytest.approx(0.1)
+    assert float(still.server_optimizer.learning_rate) == pytest.approx(0.1)
 
 
-def test_a_model_that_came_compiled_keeps_its_loss_and_gets_the_server_optimizer():
+def test_a_model_that_came_compiled_keeps_its_loss_and_its_optimizer():
     model = classifier()
     model.compile("adam", loss=LOSS, metrics=["accuracy"])
     fed = tffed.Federated(model, tffed.fed_avg(batch_size=8), seed=3)
     fed.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(1.0, momentum=0.5))
     history = fit(fed, callbacks.LearningRateScheduler(lambda round, rate: rate * 0.5), rounds=2)
     assert float(fed.state.optimizer.learning_rate) == 0.25
-    assert model.optimizer is fed.server_optimizer and "accuracy" in history.history
+    assert isinstance(model.optimizer, keras.optimizers.Adam) and "accuracy" in history.history
 
 
 def test_a_server_rate_of_zero_freezes_the_model():

@@ -68,6 +68,9 @@ class Algorithm(NamedTuple):
         send: `(bc, seed) -> bc`: what one client receives in place of the broadcast; None: the
             broadcast itself.
         receive: `(bc) -> bc`: of what travelled, what `client` takes.
+        renew: `(weights, total, population) -> extra`: the algorithm's own server state for another
+            population, from the sum of its clients' own states (None: there are none yet); None:
+            it does not depend on who the clients are.
     """
 
     init: Callable
@@ -85,6 +88,7 @@ class Algorithm(NamedTuple):
     sent_down: Callable = lambda bc: (bc, raw(bc))
     send: Callable | None = None
     receive: Callable = lambda bc: bc
+    renew: Callable | None = None
 
 
 class Uses(NamedTuple):

@@ -32,6 +32,7 @@ def compose(
     server_metrics=lambda extra: {},
     personal=lambda weights, state: weights,
     maskable=False,
+    renew=None,
 ) -> Algorithm:
     """Makes an `Algorithm` of local work, an aggregator and a server optimizer.
 
@@ -54,6 +55,7 @@ def compose(
         personal: `(weights, state) -> weights` with which a client is evaluated.
         maskable: Whether `work` takes padded `LocalData`; the shared loop does if the model is
             maskable and batches have a size.
+        renew: As in `Algorithm`.
     """
     hooks = _Hooks(work, client_init, server_init, server_update, server_metrics, personal)
     whole = _Composition(name, hooks, model, server_optimizer, aggregator, learning_rate)
@@ -73,6 +75,7 @@ def compose(
         sent_down=whole.sent_down,
         send=whole.send if aggregator.part.own else None,
         receive=whole.receive,
+        renew=renew,
     )
 
 

@@ -81,6 +81,8 @@ def adaptive_steps(initial, *, least=1, most=None, every=1, decay=None) -> Adapt
     `decay` γ, where that is not less than the last τ, floor(γ τ) is taken instead: so τ falls
     also where the loss does not (the paper takes γ = 1/2 and intervals of a minute).
 
+    A `fit` over another population begins again with τ_0 and an F_0 of its own.
+
     For `local_steps` of `fed_avg`, `fed_prox` and `fed_opt`. The history has `local_steps` of each
     round. Clients send their loss beside the update, so this goes with no noise on updates; nor
     with noise in local steps, whose number must be known before to be accounted for. The paper's

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tffed.arguments import integer
 from tffed.wire.codecs import Codec, WireError, expect_bytes
 
 
@@ -78,7 +77,7 @@ class Digits(Codec):
 
 def expect_between(name, value, low, high):
     """Raises a ValueError unless `value` is an integer from `low` to `high`."""
-    if (found := integer(value)) is None or not low <= found <= high:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(
             f"`{name}` must be an integer from {low} to {high}. Received: {name}={value!r}"
         )
