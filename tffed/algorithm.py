@@ -213,7 +213,8 @@ class Report(NamedTuple):
         extra: Added uniformly.
         examples: Examples of the clients that count.
         sums: Training metrics.
-        clients: Clients that count, and in `dropped` those left out for non-finite values.
+        clients: Clients that count, in `dropped` those left out for non-finite values, and in
+            `empty` those without examples.
         present: Where clients train parts of their own, the weight of those that had each
             coordinate.
     """
@@ -225,6 +226,7 @@ class Report(NamedTuple):
     sums: tuple
     clients: Any
     dropped: Any
+    empty: Any
     present: Any = ()
 
 

@@ -5,6 +5,7 @@ import weakref
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
 from tffed import optimizers
 from tffed.aggregation import Aggregator, chain, mean
@@ -73,6 +74,7 @@ def collect(
         _warn_of_schedule(client_optimizer)
     own = _own_optimizer(keras_model, client_optimizer or server_optimizer, arguments["loss"])
     model = from_keras(keras_model, optimizer=own, **arguments)
+    _check_divisors(recipe, keras_model)
     aggregator = chain(mean()) if aggregator is None else aggregator
     if not isinstance(aggregator, Aggregator):
         raise ValueError(
@@ -109,6 +111,37 @@ def _own_optimizer(model, optimizer, loss):
     if isinstance(model, keras.Model):
         _GIVEN[model] = optimizer
     return optimizer
+
+
+def _check_divisors(recipe, model):
+    """Looks for losses that divide by something else than the number of examples.
+
+    Raises:
+        ValueError: One divides by the sum of the sample weights.
+    """
+    losses = [one for one in tf.nest.flatten(model.loss) if one is not None]
+    for one in losses:
+        if getattr(one, "reduction", None) == "mean_with_sample_weight":
+            raise ValueError(
+                "A client's loss must be a mean over its examples, by whose number clients weigh. "
+                f"Received: reduction='mean_with_sample_weight' in {type(one).__name__}, which "
+                "divides by the sum of the sample weights. Use 'sum_over_batch_size'."
+            )
+    masked = any(getattr(output, "_keras_mask", None) is not None for output in _outputs(model))
+    ignoring = any(getattr(one, "ignore_class", None) is not None for one in losses)
+    if recipe.name == "fed_sgd" and (masked or ignoring):
+        cause = "the model's output is masked" if masked else "the loss has an ignore_class"
+        warnings.warn(
+            f"A client's loss is a mean over its valid steps, as {cause}, but clients weigh by "
+            "their examples: where valid steps are unevenly spread over clients, fed_sgd's step is "
+            "not the centralised one.",
+            stacklevel=4,
+        )
+
+
+def _outputs(model):
+    """The symbolic outputs of a functional model; none of others."""
+    return tf.nest.flatten(getattr(model, "outputs", None) or [])
 
 
 def _warn_of_schedule(optimizer):

@@ -6,6 +6,7 @@ lines change nothing.
 """
 
 import dataclasses
+import dis
 import functools
 import hashlib
 import re
@@ -102,7 +103,7 @@ def _function(value, depth):
         return name
     closure = [_cell(cell) for cell in value.__closure__ or ()]
     parts = [value.__defaults__, value.__kwdefaults__, closure, _globals_of(value)]
-    told = repr(_code(value.__code__, value.__doc__)) + repr(describe(parts, depth + 1))
+    told = repr(_code(value.__code__)) + repr(describe(parts, depth + 1))
     return f"{name} (code {_short(told)})"
 
 
@@ -160,12 +161,14 @@ def _own(module):
     return (module or "").split(".")[0] not in ("keras", "tensorflow", "numpy", "builtins", "abc")
 
 
-def _code(code, doc=None):
-    found = list(code.co_consts)
-    if found and found[0] == doc:  # the first place is the docstring's, or None's
-        del found[0]
-    constants = [_constant(constant) for constant in found]
-    return code.co_code.hex(), constants, code.co_names
+def _code(code):
+    """What is done, with which constants; a docstring is none, as it is not loaded."""
+    steps = [
+        (one.opname, _constant(one.argval) if one.opcode in dis.hasconst else one.arg)
+        for one in dis.get_instructions(code)
+        if one.opname != "NOP"
+    ]
+    return steps, code.co_names
 
 
 def _constant(value):

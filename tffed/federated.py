@@ -223,7 +223,7 @@ class Federated:
 
         Returns:
             The `keras.callbacks.History`: training loss and metrics, `val_…`, `clients`,
-            `dropped`, `examples`, `bytes_up`, `bytes_down` and `seconds` by round.
+            `dropped`, `empty`, `examples`, `bytes_up`, `bytes_down` and `seconds` by round.
 
         Raises:
             ValueError: An argument or the data is wrong; see the message.

@@ -69,7 +69,8 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
     def train(bc, data, seed, extra=()):
         initial, count = bc.weights, data.count
         batch = count if batch_size is None else tf.minimum(batch_size, count)
-        per_epoch = _batches(count, batch)
+        # A client without examples takes no step, however many the others do.
+        some, per_epoch = count > 0, tf.maximum(_batches(count, batch), 1)
         # Side by side all clients go through the same loops: an epoch has the batches of the
         # largest, of which the smaller ones sit some out; or each step draws its order anew.
         alike = data.most is not None
@@ -77,6 +78,7 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         stride = 1 if alike and steps is not None else width
         number = steps(bc) if callable(steps) else steps
         total = width * epochs if steps is None else tf.convert_to_tensor(number)
+        total = total if alike else tf.where(some, total, 0)
         # Touches only the rows of an embedding that the batch does.
         sparse = optimizer.plain_sgd and correct is None and not alike and not bc.mask
         noise = random.client_noise(bc.noise, seed)
@@ -102,7 +104,7 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
                 grads = tree.multiply(grads, bc.mask)
             opt, trainable = optimizer.step(opt, weights.trainable, grads)
             done = ModelWeights(trainable, non_trainable), opt, tree.add(sums, new)
-            return i + 1, *(tree.select(place < per_epoch, done, carry) if alike else done)
+            return i + 1, *(tree.select(some & (place < per_epoch), done, carry) if alike else done)
 
         def run_stride(i, *carry):
             epoch_seed = random.shuffle_seed(seed, i // width)
@@ -124,7 +126,8 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         _, weights, _, sums = tf.while_loop(
             lambda i, *_: i < total, run_stride, start, parallel_iterations=1
         )
-        return LocalResult(weights, sums, per_epoch * epochs if steps is None else total)
+        taken = per_epoch * epochs if steps is None else total
+        return LocalResult(weights, sums, tf.where(some, taken, 0))
 
     return train
 

@@ -45,8 +45,8 @@ def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> 
 
     Yields:
         The new state and a dictionary of floats: the training loss and metrics over the cohort's
-        local steps, what the aggregator reports, and `clients` that counted, `dropped` ones,
-        `examples`, `bytes_up`, `bytes_down` (of all clients together) and `seconds`.
+        local steps, what the aggregator reports, and `clients` that counted, `dropped` and
+        `empty` ones, `examples`, `bytes_up`, `bytes_down` (of all clients together) and `seconds`.
 
     Raises:
         FloatingPointError: Every client of a round sent a NaN or an infinity.
@@ -93,11 +93,11 @@ def run_round(engine, state, clients, sampler, *, seed, store, last):
         state, clients, ids, seed=random.seed(seed), store=store, then=then
     )
     metrics = numbers(metrics)
-    if ids and metrics["dropped"] == len(ids):
+    if metrics["dropped"] and metrics["dropped"] + metrics["empty"] == len(ids):
         raise FloatingPointError(
             f"Every client's update in round {number} holds a NaN or an infinity. "
-            f"Received: {len(ids)} clients, all left out. Lower the client learning rate, clip "
-            "gradients (clipnorm=…), or look for extreme values in the data."
+            f"Received: {metrics['dropped']:.0f} clients, all left out. Lower the client learning "
+            "rate, clip gradients (clipnorm=…), or look for extreme values in the data."
         )
     metrics |= {
         "bytes_up": engine.bytes_up,

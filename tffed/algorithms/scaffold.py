@@ -62,8 +62,9 @@ def _build(
         shared, _ = bc.extra
         result = train(bc, data, seed, (shared, own))
         update = tree.subtract(result.weights.trainable, bc.weights.trainable)
-        factor = 1.0 / (tf.cast(result.steps, tf.float32) * bc.learning_rate)
+        factor = 1.0 / (tf.cast(tf.maximum(result.steps, 1), tf.float32) * bc.learning_rate)
         new = tree.subtract(tree.subtract(own, shared), tree.scale(update, factor))
+        new = tree.select(result.steps > 0, new, own)  # without examples there is no step
         examples = tf.cast(data.count, tf.float32)
         moved = tree.subtract(new, own)
         return LocalUpdate(update, result.weights.non_trainable, moved, new, examples, result.sums)
