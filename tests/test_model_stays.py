@@ -10,10 +10,10 @@ from tests.shell import LOSS, blobs, classifier, compiled, population
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
 
 
-def fitted(model, *used, recipe=None, rounds=2, rates=(0.1, 1.0), **compiled_with):
+def fitted(model, *used, recipe=None, rounds=2, rates=(0.1, 1.0)):
     fed = tffed.Federated(model, recipe or tffed.fed_avg(batch_size=8), seed=3)
     client = {} if recipe else {"client_optimizer": SGD(rates[0])}
-    fed.compile(server_optimizer=SGD(rates[1]), loss=LOSS, **client, **compiled_with)
+    fed.compile(server_optimizer=SGD(rates[1]), loss=LOSS, jit_compile=False, **client)
     fed.fit(population(), rounds=rounds, callbacks=list(used), verbose=0)
     return fed
 

@@ -6,6 +6,7 @@ import pytest
 
 import tffed
 from tests.helpers import (
+    SEED,
     assert_close,
     build,
     differs,
@@ -14,9 +15,12 @@ from tests.helpers import (
     softmax_regression,
     start,
 )
+from tffed import random
 from tffed.aggregation import mean
 from tffed.data import from_dict
 from tffed.data.client_data import Examples
+from tffed.engines.embedded import Embedded
+from tffed.store import ClientStore
 
 L, SGD = keras.layers, keras.optimizers.SGD
 
@@ -80,9 +84,8 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("weighting", ["examples", "uniform"])
 @pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
-def test_a_client_without_examples_is_passed_over_and_counted(make, weighting):
+def test_a_client_without_examples_is_passed_over_and_counted(make, weighting="uniform"):
     # `from_dict` takes no empty client: the rows of the second are taken away from the population.
     data = make_clients([5, 1, 3])
     model, clients = softmax_regression(), from_dict(data)
@@ -101,6 +104,20 @@ def test_a_client_without_examples_is_passed_over_and_counted(make, weighting):
     assert_close(state.extra or [0.0], without.extra or [0.0], 1e-6)
     assert differs(state.weights.trainable, start(model), 1e-3)
     assert metrics == pytest.approx(expected | {"empty": 1.0}, rel=1e-6) and not expected["empty"]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_clients_without_examples_are_passed_over_on_xla_s_paths_too(batched):
+    model, clients = softmax_regression(), clients_without(from_dict(make_clients([5, 1, 3])), 1)
+    algorithm = build(RECIPES["scaffold"](), model, client=SGD(0.3), parts=[mean("uniform")])
+    expected, _ = run(algorithm, model, clients, [[0, 1, 2]])
+    engine = Embedded(algorithm, jit_compile=True, batched=batched, processes=False)
+    begun = algorithm.init(model.init(), 3)
+    state, metrics = engine.run_round(
+        begun, clients, [0, 1, 2], seed=random.seed(SEED), store=ClientStore()
+    )
+    assert_close((state.weights, state.extra), (expected.weights, expected.extra), 1e-6)
+    assert float(metrics["empty"]) == 1 and float(metrics["clients"]) == 2
 
 
 def clients_without(clients, empty):

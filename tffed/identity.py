@@ -13,7 +13,7 @@ from tffed.keras_model import layers, statistics_of
 
 def compiled(model):
     """What a model was compiled with, as `fingerprint` takes it."""
-    config = model._compile_config.config
+    config = getattr(getattr(model, "_compile_config", None), "config", {"loss": model.loss})
     return {
         name: describe(config.get(name))
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics")
