@@ -141,9 +141,7 @@ def test_a_rate_that_a_callback_has_reached_is_restored(tmp_path):
         fed = tffed.Federated(model, tffed.fed_avg())
         halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
         fed.compile(SGD(0.1), loss=S(from_logits=True), jit_compile=False)
-        fed.fit(
-            clients(), rounds=rounds, callbacks=[halve], checkpoint_dir=tmp_path, verbose=0
-        )
+        fed.fit(clients(), rounds=rounds, callbacks=[halve], checkpoint_dir=tmp_path, verbose=0)
         return float(fed.server_optimizer.learning_rate)
 
     assert fit(2) == 0.25 and fit(3) == 0.125

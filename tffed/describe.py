@@ -184,7 +184,8 @@ def _globals_of(function):
         value = plain(function.__globals__.get(name))
         if value is not None and (
             isinstance(value, bool | int | float | str | tuple)
-            or isinstance(value, types.FunctionType) and _own(value.__module__)
+            or isinstance(value, types.FunctionType)
+            and _own(value.__module__)
         ):
             found[name] = value
     return found

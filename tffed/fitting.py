@@ -243,8 +243,7 @@ def choose_sampler(clients, sampler, clients_per_round, client_fraction):
     if sampler is not None:
         if not isinstance(sampler, Sampler):
             raise ValueError(
-                "Expected a sampler such as tffed.data.Poisson(0.1). "
-                f"Received: sampler={sampler!r}"
+                f"Expected a sampler such as tffed.data.Poisson(0.1). Received: sampler={sampler!r}"
             )
         return sampler
     if client_fraction is not None:
