@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.stage import Stage
-from tffed.arguments import positive
+from tffed.arguments import open_fraction, positive
 
 
 def clip(norm) -> Stage:
@@ -56,8 +56,7 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
     """
     norm = positive("norm", norm)
     learning_rate = positive("learning_rate", learning_rate)
-    if not 0 < quantile < 1:
-        raise ValueError(f"`quantile` must be in (0, 1). Received: quantile={quantile}")
+    quantile = open_fraction("quantile", quantile)
 
     def encode(bound, client_state, value, seed):
         del seed

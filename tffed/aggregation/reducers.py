@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.chain import Reducer
-from tffed.arguments import positive
+from tffed.arguments import plain, positive
 
 _WEIGHTS = {
     "examples": lambda examples: examples,
@@ -32,6 +32,7 @@ def mean(weighting="examples", *, max_weight=None, denominator=None) -> Reducer:
             where all clients count alike.
     """
     weight = _weighting(weighting)
+    max_weight, denominator = plain(max_weight), plain(denominator)
     for name, value in (("max_weight", max_weight), ("denominator", denominator)):
         if value is not None:
             positive(name, value)

@@ -73,8 +73,7 @@ def eden(bits=1, scale="unbiased", block=BLOCK) -> Stage:
     Raises:
         ValueError: An argument is outside its range.
     """
-    positive_integer("bits", bits)
-    bits = int(bits)
+    bits = positive_integer("bits", bits)
     if bits > 8:
         raise ValueError(f"`bits` must be 1 to 8. Received: bits={bits}")
     return _rotated_codes(bits, scale, block, f"eden({bits}, {scale}, {block})")

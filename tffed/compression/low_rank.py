@@ -43,9 +43,8 @@ def power_sgd(rank, *, min_size=1024) -> Stage:
     Raises:
         ValueError: `rank` or `min_size` is no positive integer.
     """
-    positive_integer("rank", rank)
-    positive_integer("min_size", min_size)
-    rank, min_size = int(rank), int(min_size)
+    rank = positive_integer("rank", rank)
+    min_size = positive_integer("min_size", min_size)
 
     def shrinks(leaf):
         if leaf.shape.rank < 2 or math.prod(leaf.shape) < min_size:

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.stage import Coded, Stage
-from tffed.arguments import positive_integer
+from tffed.arguments import plain, positive_integer
 from tffed.model_call import layers as layers_of
 
 
@@ -97,8 +97,7 @@ def lora(model, rank, layers=None, *, alpha=None):
         ValueError: `rank` is not a positive integer, the model is not built, or a layer cannot have
             adapters or has them already.
     """
-    positive_integer("rank", rank)
-    rank = int(rank)
+    rank, alpha = positive_integer("rank", rank), plain(alpha)
     if not model.built:
         raise ValueError(f"Expected a built model. Received: model={model.name!r}. Build it.")
     every = layers_of(model)

@@ -3,7 +3,6 @@
 import io
 import math
 import zlib
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.submodel import Submodel
-from tffed.arguments import positive, positive_integer
+from tffed.arguments import integer_from, positive, positive_integer, real
 from tffed.wire import Bits, Raw, Trimmed
 
 
@@ -64,8 +63,10 @@ def prune(
     Raises:
         ValueError: An argument is outside its range.
     """
-    times = _check(final_sparsity, begin, end, every, power, initial_sparsity)
-    begin, end, every = int(begin), int(end), int(every)
+    begin, end = integer_from(0, "begin", begin), integer_from(0, "end", end)
+    every, power = positive_integer("every", every), positive("power", power)
+    final_sparsity, initial_sparsity = real(final_sparsity), real(initial_sparsity)
+    times = _check(final_sparsity, begin, end, every, initial_sparsity)
     done = (np.arange(times + 1) / times) if times else np.ones(1)
     schedule = final_sparsity + (initial_sparsity - final_sparsity) * (1 - done) ** power
 
@@ -149,12 +150,8 @@ def sparsity(model):
     }
 
 
-def _check(final, begin, end, every, power, initial):
+def _check(final, begin, end, every, initial):
     """The number of prunings after the first."""
-    positive_integer("every", every)
-    for name, value in (("begin", begin), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-            raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value}")
     if end < begin or (end - begin) % every:
         raise ValueError(
             "Expected `end` to be `begin` plus a multiple of `every`. Received: "
@@ -165,8 +162,7 @@ def _check(final, begin, end, every, power, initial):
             "Expected 0 <= initial_sparsity <= final_sparsity < 1, and 0 < final_sparsity. "
             f"Received: initial_sparsity={initial}, final_sparsity={final}"
         )
-    positive("power", power)
-    return int(end - begin) // int(every)
+    return (end - begin) // every
 
 
 def _check_kernels(weights):

@@ -72,7 +72,7 @@ def quantize(bits=8, *, scale="range", block=None, stochastic=True, entropy=Fals
     Raises:
         ValueError: An argument is outside its range.
     """
-    positive_integer("bits", bits)
+    bits = positive_integer("bits", bits)
     if scale not in _GRIDS:
         raise ValueError(f"`scale` must be one of {tuple(_GRIDS)}. Received: scale={scale!r}")
     least = 1 if scale == "range" else 2
@@ -82,8 +82,7 @@ def quantize(bits=8, *, scale="range", block=None, stochastic=True, entropy=Fals
         )
     bits = int(bits)
     if block is not None:
-        positive_integer("block", block)
-        block = int(block)
+        block = positive_integer("block", block)
     codec = Entropy(bits) if entropy else Bits(bits)
     extras = ("" if stochastic else ", nearest") + (", entropy" if entropy else "")
     name = f"quantize({bits}, {scale}, {block}{extras})"

@@ -1,13 +1,13 @@
 """The randomised Hadamard transform, after which entries are alike."""
 
 import math
-from numbers import Integral
 
 import numpy as np
 import tensorflow as tf
 
 from tffed import random, tree
 from tffed.aggregation.stage import Coded, Stage
+from tffed.arguments import integer
 from tffed.compression.layout import as_rows, from_rows, fused, packed_as, shapes_of
 
 BLOCK = 4096
@@ -67,12 +67,12 @@ def checked_block(block):
     Raises:
         ValueError: It is not.
     """
-    whole = isinstance(block, Integral) and not isinstance(block, bool)
-    if not whole or not 2 <= block <= 2**16 or block & (block - 1):
+    found = integer(block)
+    if found is None or not 2 <= found <= 2**16 or found & (found - 1):
         raise ValueError(
             f"`block` must be a power of two from 2 to 2**16. Received: block={block!r}"
         )
-    return int(block)
+    return found
 
 
 def block_for(nest, block):

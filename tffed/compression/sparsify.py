@@ -1,14 +1,12 @@
 """Stages that send few entries of each update: the largest, random, or large enough ones."""
 
 import math
-from numbers import Integral, Real
 
-import numpy as np
 import tensorflow as tf
 
 from tffed import random, tree
 from tffed.aggregation.stage import Coded, Stage, travels
-from tffed.arguments import positive
+from tffed.arguments import integer, positive, real
 from tffed.compression.selection import distinct, flat, largest, place, unflat, where
 from tffed.wire import Indices, Trimmed
 
@@ -32,7 +30,7 @@ def top_k(k, *, per_tensor=False) -> Stage:
     Raises:
         ValueError: `k` is neither; or, once the model is known, more than n.
     """
-    count = _count(k)
+    k, count = _count(k)
 
     def counts(sizes):
         if k < 1:
@@ -87,7 +85,7 @@ def random_k(k, *, unbiased=True) -> Stage:
     Raises:
         ValueError: `k` is neither; or, once the model is known, more than n.
     """
-    count = _count(k)
+    k, count = _count(k)
 
     def encode(shared, client_state, value, seed):
         del shared
@@ -177,15 +175,14 @@ def _values(count):
 
 
 def _count(k):
-    """`(n) -> how many of n entries`; raises a ValueError unless `k` is a number or a share."""
-    whole = isinstance(k, Integral) and not isinstance(k, bool) and k >= 1
-    if not whole and (isinstance(k, Integral) or not isinstance(k, Real) or not 0 < k < 1):
+    """`(k, (n) -> how many of n entries)`; a ValueError unless `k` is a number or a share."""
+    whole = (integer(k) or 0) >= 1
+    if not whole and not 0 < real(k) < 1:
         raise ValueError(
             f"`k` must be a positive integer, or a share in (0, 1). Received: k={k!r}. All entries "
             "travel without this stage."
         )
-    # The float32 nearest to 0.3 means 0.3.
-    k = int(k) if whole else float(str(k) if isinstance(k, np.floating) else k)
+    k = integer(k) if whole else real(k)
 
     def count(size):
         if not whole:
@@ -197,4 +194,4 @@ def _count(k):
             )
         return k
 
-    return count
+    return k, count
