@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tffed import data
-from tffed.data.client_data import LazyClientData
+from tffed.data.lazy import LazyClientData
 from tffed.data.segments import segments_of
 
 text_module = __import__("sys").modules["tffed.data.text"]

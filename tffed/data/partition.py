@@ -5,6 +5,7 @@ import numpy as np
 from tffed.data import checks
 from tffed.data.client_data import ClientData, ResidentClientData
 from tffed.data.schemes import Scheme, is_count
+from tffed.data.spec import num_examples
 
 _STREAM = 1  # keeps this stream of random numbers apart from those of the samplers
 
@@ -40,7 +41,7 @@ def partition(
     """
     _check_arguments(clients, scheme, seed)
     arrays = checks.as_examples((x, y, sample_weight), "the data set")
-    total = checks.num_examples(arrays)
+    total = num_examples(arrays)
     ids = scheme.client_ids(clients)
     if len(ids) > total:
         raise ValueError(

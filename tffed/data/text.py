@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tffed.data.client_data import ClientData, LazyClientData, from_dict
+from tffed.data.client_data import ClientData
+from tffed.data.lazy import LazyClientData
+from tffed.data.memory import from_dict
 from tffed.data.schemes import is_count
 from tffed.data.segments import segments_of
 from tffed.data.vocabulary import Vocabulary
@@ -92,10 +94,20 @@ def text(
             f"Expected text files. Received: path={[str(p) for p in paths]}, of which {missing} "
             "are not files. Give the path of a text file or several."
         )
-    contents = [(p.stem, p.read_text(encoding=encoding)) for p in paths]
+    contents = [(p.stem, _contents(p, encoding)) for p in paths]
     segments = segments_of(contents, clients)
     options = (sequence_length, stride, test_fraction, targets, vocabulary)
     return _source(segments, *options, origin=", ".join(map(str, paths)))
+
+
+def _contents(path, encoding):
+    try:
+        return path.read_text(encoding=encoding).removeprefix("\ufeff")  # a byte-order mark
+    except (UnicodeError, LookupError) as error:
+        raise ValueError(
+            f"Expected {str(path)!r} to be text in the encoding {encoding!r}. Received: bytes that "
+            f"are not ({error}). Give the file's own, e.g. encoding='latin-1' or 'utf-16'."
+        ) from error
 
 
 def python_topics(
@@ -204,7 +216,8 @@ def _check_options(length, stride, test_fraction, targets) -> None:
                 f"Expected {name} to be an integer of at least 1. Received: {name}={value!r}. Give "
                 "a number of characters, for example 80."
             )
-    if not isinstance(test_fraction, (int, float)) or not 0 <= test_fraction < 1:
+    number = isinstance(test_fraction, (int, float, np.number))
+    if not number or not 0 <= test_fraction < 1:
         raise ValueError(
             "Expected test_fraction to be a number in [0, 1). Received: "
             f"test_fraction={test_fraction!r}. Give for example 0.2."
