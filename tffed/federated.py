@@ -8,7 +8,7 @@ import tensorflow as tf
 from tffed import assembly, random, tree
 from tffed.algorithm import Recipe
 from tffed.callbacks import check_callbacks
-from tffed.checks import as_arrays, as_clients, check_inputs, check_rounds, label_check
+from tffed.checks import DataCheck, as_arrays, check_rounds
 from tffed.data import ClientData
 from tffed.engines.embedded import Embedded
 from tffed.engines.packed import Packed
@@ -165,7 +165,7 @@ class Federated:
             "payloads": payloads,
             **options,
         }
-        self._check = label_check(self.model)
+        self._check = DataCheck(self.model, class_weight, parts.model)
         self._options = {"lanes": lanes, "check": self._check, **options}
         self._use(assembly.build(self._parts))
         self._evaluator = Evaluator(parts.model)
@@ -223,10 +223,9 @@ class Federated:
         if self._parts is None:
             raise ValueError("Call compile(…) before fit(…): it sets the optimizers and the loss.")
         check_rounds(rounds, initial_round, validation_freq, checkpoint_freq)
-        clients = as_clients(clients)
+        clients = self._check.population(clients)
         sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
         callbacks = check_callbacks(callbacks)
-        self._check_data(clients)
         validate = self._validator(validation_data)
         rates = LearningRates(self.client_optimizer, self.server_optimizer)
         identity = fingerprint(
@@ -290,6 +289,7 @@ class Federated:
             raise ValueError("Call compile(…) before evaluate(…): it sets the loss and metrics.")
         weights = self._functional.init()
         if isinstance(x, ClientData):
+            x = self._check.population(x)
             return self._evaluate_clients(weights, x, list(x.ids) if ids is None else list(ids))
         if y is None:
             raise ValueError(
@@ -376,15 +376,11 @@ class Federated:
             return state
         return self.state._replace(weights=weights)
 
-    def _check_data(self, clients):
-        check_inputs(self.model, clients.spec)
-        if clients.resident:
-            self._check(clients.examples([]).arrays)
-
     def _validator(self, data):
         if data is None:
             return None
         if isinstance(data, ClientData):
+            data = self._check.population(data)
             return lambda state: self._validate_clients(state, data)
         arrays = tree.map(tf.convert_to_tensor, as_arrays(data, self._check))
         return lambda state: self._evaluator.pooled(state.weights, arrays)

@@ -8,7 +8,7 @@ import numpy as np
 from tffed.data.checks import Reading
 from tffed.data.ids import IdIndex
 from tffed.data.nest import map_leaves
-from tffed.data.spec import num_examples, spec_of
+from tffed.data.spec import num_examples, spec_of, tensor_specs
 
 
 class Examples(NamedTuple):
@@ -93,13 +93,9 @@ class ClientData:
     @property
     def spec(self):
         """Nest `(x, y[, sample_weight])` of `tf.TensorSpec` with leading dimension `None`."""
-        import tensorflow as tf
+        return tensor_specs(self.leaf_specs())
 
-        return map_leaves(
-            lambda leaf: tf.TensorSpec((None, *leaf.shape), leaf.dtype), self._leaf_specs()
-        )
-
-    def _leaf_specs(self):
+    def leaf_specs(self):
         """Returns the nest of `LeafSpec` of the population."""
         raise NotImplementedError
 
@@ -165,7 +161,7 @@ class ResidentClientData(ClientData):
             return self._sizes.copy()
         return self._sizes[[self._index.position(i) for i in ids]]
 
-    def _leaf_specs(self):
+    def leaf_specs(self):
         return spec_of(self._arrays)
 
     def subset(self, ids):

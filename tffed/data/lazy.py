@@ -44,6 +44,7 @@ class LazyClientData(ClientData):
         self._bound = spec is not None
         self._known_sizes = dict(sizes or {})
         self._sums = {}
+        self._first = self.ids[0]  # whose columns come in the right order
         self._columns = self._rank = self._check = None
 
     def where(self, client_id) -> str:
@@ -72,7 +73,7 @@ class LazyClientData(ClientData):
         if not reading.columns:
             return reading
         if self._columns is None:
-            first = self.ids[0]
+            first = self._first
             found = checks.read_examples(self._read(first), self.where(first), self._spec)
             self._columns = found.columns
         return checks.in_order(reading, self._columns, where)
@@ -98,7 +99,7 @@ class LazyClientData(ClientData):
     def _settle(self, reading, where):
         """Takes what a client's arrays are like into what all clients have in common."""
         if not reading.size:
-            return check_structure(self._leaf_specs(), reading.spec, where)
+            return check_structure(self.leaf_specs(), reading.spec, where)
         if self._spec is None:
             self._spec = reading.spec
         spec = merged(self._spec, reading.spec, where)
@@ -115,7 +116,7 @@ class LazyClientData(ClientData):
     def examples(self, ids):
         ids = list(ids)
         clients = [self[i] for i in ids]
-        spec = self._leaf_specs()  # a client read later may have brought another dtype
+        spec = self.leaf_specs()  # a client read later may have brought another dtype
         clients = [
             conformed(parts, spec, self.where(i)) for i, parts in zip(ids, clients, strict=True)
         ]
@@ -133,7 +134,7 @@ class LazyClientData(ClientData):
             return num_examples(self[client_id])
         return self._known_sizes[client_id]
 
-    def _leaf_specs(self):
+    def leaf_specs(self):
         if self._spec is None:
             self._spec = self._first_spec()
         return self._spec

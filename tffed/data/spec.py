@@ -41,6 +41,13 @@ def spec_of(parts):
     return map_leaves(lambda leaf: LeafSpec(leaf.shape[1:], leaf.dtype), parts)
 
 
+def tensor_specs(spec):
+    """Returns the nest of `tf.TensorSpec` with leading dimension None."""
+    import tensorflow as tf
+
+    return map_leaves(lambda leaf: tf.TensorSpec((None, *leaf.shape), leaf.dtype), spec)
+
+
 def is_open(spec) -> bool:
     """Whether lengths differ somewhere, and are padded."""
     return any(None in leaf.shape for _, leaf in named_leaves(spec))
