@@ -65,7 +65,7 @@ class DataCheck:
         if not is_open(opened) or self._functional is None:
             seen = "no length of the model's inputs is open, as in keras.Input((None,))"
         else:
-            seen = padding_is_seen(self._functional, clients, opened)
+            seen = padding_is_seen(self._functional, clients.view(spec=opened), opened)
         if seen is None:
             return clients.padded(opened)
         if clients.lengths_differ:

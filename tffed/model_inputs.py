@@ -80,9 +80,7 @@ def input_check(model):
 
     TensorFlow changes the first silently, and takes the nearest row of a table under XLA.
     """
-    tables = [
-        (i, path, layer) for i, path, layer in _embedded_inputs(model) if layer.input_dim
-    ]
+    tables = _embedded_inputs(model)
 
     def check(x, where):
         pairs = by_input(model, x)
@@ -114,10 +112,11 @@ def _check_ids(name, leaf, path, layer, where):
         return
     low, high = np.trunc(leaf.min()), np.trunc(leaf.max())
     if low < 0 or high >= layer.input_dim:
+        larger = "" if low < 0 else f"give it input_dim={int(high) + 1} or more, or "
         raise ValueError(
             f"The model's layer {layer.name!r} has {layer.input_dim} rows, so ids must be from 0 "
             f"to {layer.input_dim - 1}. Received: ids from {int(low)} to {int(high)} in {name}"
-            f"{where}. Give it input_dim={int(high) + 1} or more, or renumber the ids from 0."
+            f"{where}. To mend it, {larger}renumber the ids from 0."
         )
 
 

@@ -106,8 +106,7 @@ def test_sub_folders_by_pattern(tmp_path):
     for part, federation in (("one", clients_of(1)), ("two", clients_of(1))):
         (tmp_path / part).mkdir()
         write_npz(tmp_path / part, federation)
-    with pytest.raises(ValueError, match="'c0' occurs more than once"):
-        data.from_folder(tmp_path, "**/*.npz")
+    assert list(data.from_folder(tmp_path, "**/*.npz")) == ["one", "two"]
     assert list(data.from_folder(tmp_path, "one/*.npz")) == ["c0"]
 
 
@@ -124,23 +123,16 @@ def test_csv_targets_are_whole_or_real(tmp_path):
         ("x,y\n1,2\n", "one column 'kind'.*columns.*'x', 'y'"),
         ("kind\n1\n", "at least one other"),
         ("", r"columns \[\]"),
-        ("x,kind\nred,1\n", "numbers in column 'x'.*encode categories"),
+        ("x,kind\nred,1\n", "numbers in column 'x'.*'red' in line 2.*Encode categories"),
         ("x,kind\n1,red\n", "numbers in column 'kind'"),
         ("x,kind\n,1\n", "numbers in column 'x'"),
         ("x,kind\n1,2\n1\n", "to have 2 columns"),
-        ("x,kind\nnan,1\n", "client 'a'.*NaN|NaN.*client 'a'|finite values in x of client 'a'"),
+        ("x,kind\nnan,1\n", "column 'x' of .*a.csv.*missing value .'nan'. in line 2"),
     ],
 )
 def test_bad_csv_files_are_refused(content, message, tmp_path):
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
-        data.from_folder(tmp_path, "*.csv", label="kind")["a"]
-
-
-@pytest.mark.filterwarnings("ignore:loadtxt")
-def test_a_csv_file_of_a_header_has_no_examples(tmp_path):
-    (tmp_path / "a.csv").write_text("x,kind\n")
-    with pytest.raises(ValueError, match="at least one example"):
         data.from_folder(tmp_path, "*.csv", label="kind")["a"]
 
 

@@ -117,7 +117,7 @@ def test_bad_leaf_folders_are_refused(leaf_files, tmp_path):
         ("{broken", "cannot be parsed"),
         ('{"users": ["a"]}', "'users' and 'num_samples'"),
         ('{"users": ["a"], "num_samples": [1, 2], "user_data": {}}', "of one length"),
-        ('{"users": ["a"], "num_samples": [0], "user_data": {}}', "have examples.*'a'"),
+        ('{"users": ["a"], "num_samples": [-1], "user_data": {}}', "at least 0.*-1 for user 'a'"),
     ],
 )
 def test_bad_leaf_files_are_refused_at_opening(content, message, tmp_path):
