@@ -63,9 +63,11 @@ class DataCheck:
         clients = clients.view(spec=self._settled(clients.leaf_specs()))
         opened = self._opened(clients.leaf_specs())
         if not is_open(opened) or self._functional is None:
-            seen = "no length of the model's inputs is open, as in keras.Input((None,))"
-        else:
-            seen = padding_is_seen(self._functional, clients.view(spec=opened), opened)
+            if clients.lengths_differ:
+                clients.examples(clients.ids)  # raises an error that names the client
+            return clients
+        padded = clients.view(spec=opened)
+        seen = padding_is_seen(self._functional, padded, opened)
         if seen is None:
             return clients.padded(opened)
         if clients.lengths_differ:
