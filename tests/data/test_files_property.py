@@ -53,7 +53,7 @@ def expected(clients, columns):
                 return None
         x = [np.array(table[name], np.float64).astype(np.float32) for name in columns[:-1]]
         y = np.array(table[target], np.int64 if whole else np.float32)
-        found[client] = np.stack(x, axis=1).reshape(len(y), -1), y
+        found[client] = np.stack(x, axis=1), y
     return found
 
 
