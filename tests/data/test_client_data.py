@@ -307,3 +307,80 @@ def test_importing_the_package_loads_no_heavy_package():
     code = f"import sys, tffed.data; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def empty_beside(kind):
+    import tensorflow as tf
+
+    full, none = arrays(2), (np.zeros((0, 3)), np.zeros(0))
+    held = {"none": none, "full": full, "no shape": (np.array([]), np.array([], int))}
+    if kind == "dict":
+        return data.from_dict(held)
+    if kind == "mapped":
+        return data.from_function(held, held.__getitem__).map(lambda x, y: (x + x.max(), y))
+    if kind == "dataset":
+        made = tf.data.Dataset.from_tensor_slices(full).batch(2)
+        return data.from_dict({"none": made.take(0), "full": made, "no shape": made.take(0)})
+    return data.from_function(held, held.__getitem__)
+
+
+@pytest.mark.parametrize("kind", ["dict", "function", "mapped", "dataset"])
+def test_a_client_may_have_no_examples(kind):
+    clients = empty_beside(kind)
+    assert clients.sizes().tolist() == [0, 2, 0]
+    for client_id in ("none", "no shape"):
+        x, y = clients[client_id]
+        assert (x.shape, x.dtype, y.shape, y.dtype) == ((0, 3), np.float32, (0,), np.int64)
+    examples = clients.examples(["none", "full", "no shape"])
+    assert examples.sizes.tolist() == [0, 2, 0] and examples.rows.tolist() == [0, 1]
+    assert clients.examples(["none"]).arrays[0].shape[1:] == (3,)
+
+
+@pytest.mark.parametrize(
+    "first, second, common",
+    [
+        ("int32", "int64", "int64"), ("bool", "uint8", "uint8"), ("uint8", "int16", "int16"),
+        ("int64", "float32", "float32"), ("float16", "float64", "float32"),
+        ("uint64", "int8", "int64"), ("bool", "float32", "float32"),
+    ],
+)
+def test_clients_get_the_smallest_dtype_that_loses_nothing(first, second, common):
+    held = {k: (np.array([0, 1], d), np.array([1, 0], d)) for k, d in enumerate((first, second))}
+    for clients in (
+        data.from_dict(held), data.from_function(held, held.__getitem__),
+        data.from_function(held, held.__getitem__).subset([1, 0]),
+    ):
+        found = clients.examples([0, 1]).arrays
+        assert [part.dtype for part in found] == [np.dtype(common)] * 2
+        assert found[0].tolist() == [0, 1, 0, 1]
+
+
+def test_numbers_that_no_common_dtype_holds_are_refused():
+    held = {"whole": (np.array([2**24 + 1]), np.zeros(1)), "real": (np.array([0.5]), np.zeros(1))}
+    with pytest.raises(ValueError, match="x of client 'whole' as float32.*16777217 at row 0"):
+        data.from_dict(held)
+    signed = {0: (np.array([2**63], np.uint64), np.zeros(1)), 1: (np.array([-1]), np.zeros(1))}
+    with pytest.raises(ValueError, match="x of client 0 as int64.*9223372036854775808"):
+        data.from_function(signed, signed.__getitem__).examples([0, 1])
+
+
+def test_map_takes_strings_and_the_numbers_as_they_were_read():
+    words = {0: (np.array(["red fish", "blue"]), np.array(["no", "yes"]))}
+    for clients in (data.from_function(words, words.__getitem__),):
+        x, y = clients.map(lambda x, y: (np.char.str_len(x.astype(str)), y == "yes"))[0]
+        assert x.tolist() == [8, 4] and y.tolist() == [False, True]
+    instants = {0: (np.array([1.7e9 + 1, 1.7e9 + 2]), np.zeros(2))}
+    clients = data.from_function(instants, instants.__getitem__)
+    assert clients.map(lambda x, y: (x - 1.7e9, y))[0][0].tolist() == [1, 2]
+    with pytest.raises(ValueError, match="x of client 0 loses digits"):
+        clients[0]
+
+
+def test_batches_without_remainder_are_batches():
+    import tensorflow as tf
+
+    pairs = tf.data.Dataset.from_tensor_slices((np.ones((20, 3), "f4"), np.zeros(20, int)))
+    for dataset in (pairs.batch(4, drop_remainder=True), pairs.batch(5, True).prefetch(1)):
+        assert data.from_function(range(2), lambda i, d=dataset: d).sizes().tolist() == [20, 20]
+    unbatched = pairs.batch(4, drop_remainder=True).unbatch()
+    assert data.from_function([0], lambda i: unbatched)[0][0].shape == (20, 3)

@@ -173,3 +173,27 @@ def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "a.mat").write_bytes(b"")
     with pytest.raises(ValueError, match="ending in .npz, .csv, .tfrecord.*'.mat'"):
         data.from_folder(tmp_path, "*.mat")
+
+
+def test_npz_columns_of_other_dtypes_become_one_or_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([[1], [0]]), y=np.array([1], "i4").repeat(2))
+    np.savez(tmp_path / "b.npz", x=np.array([[0.5]]), y=np.array([2**40]))
+    for order in (["a", "b"], ["b", "a"]):
+        clients = data.from_folder(tmp_path).subset(order)
+        x, y = clients.examples(order).arrays
+        assert (x.dtype, y.dtype) == (np.float32, np.int64)
+        assert sorted(x[:, 0]) == [0, 0.5, 1] and sorted(y) == [1, 1, 2**40]
+    np.savez(tmp_path / "a.npz", x=np.array([[2**24 + 1]]), y=np.array([1]))
+    with pytest.raises(ValueError, match="x of client 'a' .*a.npz.*float32.*16777217 at row 0"):
+        data.from_folder(tmp_path).examples(["b", "a"])
+
+
+def test_a_damaged_tfrecord_file_is_named(tmp_path):
+    write_tfrecord(tmp_path, clients_of(2))
+    path = tmp_path / "c1.tfrecord"
+    path.write_bytes(path.read_bytes()[:-1])
+    clients = data.from_folder(tmp_path, "*.tfrecord", parse=parse_tfrecord)
+    with pytest.raises(ValueError, match="c1.tfrecord.*DataLossError.*Write the file again"):
+        clients["c1"]
+    path.write_bytes(b"")
+    assert clients["c1"][0].shape == (0, 2)

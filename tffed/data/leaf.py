@@ -165,7 +165,7 @@ def _to_array(values, name):
             f"Expected numbers in LEAF data. Received: {name} of {array.dtype}. Give "
             "from_leaf(..., parse=fn) where fn(x, y) returns arrays."
         )
-    if array.dtype.kind == "f" and array.size and np.abs(array).max() > 2**53:
+    if array.dtype.kind == "f" and array.size and np.abs(array).max() >= 2**53:
         for value in np.asarray(values, object).reshape(-1):
             if isinstance(value, int) and int(float(value)) != value:
                 raise ValueError(

@@ -64,11 +64,13 @@ def text(
     Args:
         path: A text file, or several.
         clients: What a client is. `"speaker"`: a role of a play, whose speeches follow a line
-            `NAME.` in capitals or a line `Name:`. `"chapter"`: what follows a heading such as
+            `NAME.` in capitals or a line `Name:`; so a line that shouts one word, `HELP.`, counts
+            as one: look at the ids. `"chapter"`: what follows a heading such as
             `CHAPTER IV` or `Chapter 4. The sea`. `"book"`: what follows a heading such as
             `BOOK II` or `The Second Book ...`; where there are several files, each file. Anything
             else: a regular expression whose match at the beginning of a line starts a client; its
-            first group, or the whole match, names it. Segments of one name are one client, and
+            first group, or the whole match, names it. Segments of one name are one client, also
+            chapters of one number in two books, and
             text before the first heading is left out.
         sequence_length: Characters per example.
         stride: Characters from the beginning of one example to that of the next;
