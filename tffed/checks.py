@@ -8,12 +8,13 @@ from tffed.data.checks import as_examples
 from tffed.data.lazy import LazyClientData
 from tffed.data.nest import map_leaves
 from tffed.data.schemes import is_count
-from tffed.data.spec import LeafSpec, is_open, num_examples, spec_of, tensor_specs
+from tffed.data.spec import LeafSpec, named_leaves, num_examples, spec_of, tensor_specs
 from tffed.model_inputs import by_input, check_inputs, input_check
 from tffed.sequence_padding import padding_is_seen
 from tffed.targets import by_output, losses_by_output, target_check
 
 _COMPUTE_LOSS = keras.Model.compute_loss
+_DIFFERS = -1  # a length that differs between clients, but not in the model's inputs
 
 
 class DataCheck:
@@ -62,7 +63,8 @@ class DataCheck:
         check_inputs(self.model, clients.spec)
         clients = clients.view(spec=self._settled(clients.leaf_specs()))
         opened = self._opened(clients.leaf_specs())
-        if not is_open(opened) or self._functional is None:
+        lengths = [size for _, leaf in named_leaves(opened) for size in leaf.shape]
+        if _DIFFERS in lengths or None not in lengths or self._functional is None:
             if clients.lengths_differ:
                 clients.examples(clients.ids)  # raises an error that names the client
             return clients
@@ -96,7 +98,7 @@ class DataCheck:
         return map_leaves(settle, spec)
 
     def _opened(self, spec):
-        """The spec with None for the lengths that the model leaves open."""
+        """The spec with None for the lengths that the model leaves open, and only for those."""
         shapes = {id(leaf): tensor.shape for tensor, _, leaf in by_input(self.model, spec[0])}
         outputs = getattr(self.model, "outputs", None) or []
         for targets in (by_output(self.model, part) for part in spec[1:]):
@@ -104,9 +106,10 @@ class DataCheck:
                 shapes[id(leaf)] = tensor.shape
 
         def open_leaf(leaf):
-            sizes = zip(leaf.shape, shapes.get(id(leaf), ())[1:], strict=False)
-            known = tuple(None if free is None else size for size, free in sizes)
-            return LeafSpec(known + leaf.shape[len(known) :], leaf.dtype)
+            sizes = tuple(_DIFFERS if size is None else size for size in leaf.shape)
+            pairs = zip(sizes, shapes.get(id(leaf), ())[1:], strict=False)
+            known = tuple(None if free is None else size for size, free in pairs)
+            return LeafSpec(known + sizes[len(known) :], leaf.dtype)
 
         return map_leaves(open_leaf, spec)
 

@@ -32,7 +32,8 @@ def by_output(model, nest, shared=False):
     outputs = getattr(model, "outputs", None) or []
     struct = getattr(model, "_outputs_struct", None)
     if isinstance(nest, dict):
-        for names in (sorted(struct) if isinstance(struct, dict) else (), model.output_names):
+        own = getattr(model, "output_names", None) or ()
+        for names in (sorted(struct) if isinstance(struct, dict) else (), own):
             if set(names) == set(nest) and len(names) == len(outputs):
                 return [nest[name] for name in names]
         return None

@@ -267,7 +267,7 @@ def test_other_widths_are_refused_where_they_meet():
     for clients in (
         data.from_dict(federation), data.from_function(federation, federation.__getitem__)
     ):
-        assert clients[0][0].shape == (2, 3)
+        assert clients[0][0].shape == (2, 3) and clients.examples([0]).sizes.tolist() == [2]
         with pytest.raises(ValueError, match=message):
             clients.examples([0, 1])
 

@@ -134,6 +134,20 @@ def test_ragged_and_sparse_values_become_arrays():
     np.testing.assert_array_equal(got[2], dense)
 
 
+def test_a_federation_in_memory_is_padded_to_its_longest_and_once():
+    clients = data.from_dict(clients_of((3, 11, 4)))
+    spec = tuple(LeafSpec((None,) * len(s.shape), s.dtype) for s in clients.leaf_specs())
+    whole = clients.padded(spec)
+    assert whole.resident and whole is clients.padded(spec)
+    assert whole[0][0].shape == (4, 11) and clients[0][0].shape == (4, 3)
+    np.testing.assert_array_equal(whole[2][0][:, :4], clients.subset([2])[2][0])
+    assert not whole[2][0][:, 4:].any()
+    part = clients.subset([2, 0]).padded(spec)
+    assert part.ids == (2, 0) and part[2][0].shape == (4, 4)
+    read = data.from_function(range(3), clients_of((3, 11, 4)).__getitem__).view(spec=spec)
+    assert read.examples([0, 1]).arrays[0].shape == (8, 12)
+
+
 def test_lengths_come_in_few_sizes():
     sizes = [rounded(n) for n in range(1, 1000)]
     assert all(n <= size < max(9, 1.26 * n) for n, size in enumerate(sizes, 1))

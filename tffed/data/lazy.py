@@ -20,6 +20,7 @@ from tffed.data.spec import (
     named_leaves,
     no_examples,
     num_examples,
+    spec_of,
 )
 
 
@@ -114,7 +115,9 @@ class LazyClientData(ClientData):
         return None
 
     def examples(self, ids):
-        ids = list(ids)
+        return self._examples(list(ids))
+
+    def _examples(self, ids, few_lengths=True):
         clients = [self[i] for i in ids]
         spec = self.leaf_specs()  # a client read later may have brought another dtype
         clients = [
@@ -122,7 +125,10 @@ class LazyClientData(ClientData):
         ]
         sizes = np.array([num_examples(parts) for parts in clients], np.int64)
         clients = clients or [map_leaves(no_examples, spec)]
-        arrays = map_leaves(lambda want, *leaves: joined(leaves, want.shape), spec, *clients)
+        arrays = map_leaves(
+            lambda want, *leaves: joined(leaves, want.shape if few_lengths else None),
+            spec, *clients,
+        )
         return Examples(arrays, np.arange(sizes.sum(), dtype=np.int32), sizes)
 
     def sizes(self, ids=None):
@@ -177,18 +183,28 @@ class HeldClientData(LazyClientData):
 
     Args:
         data: Dictionary `{id: (x, y[, sample_weight])}`.
+        spec: Nest of `LeafSpec` with None for the lengths that differ.
     """
 
     lengths_differ = True
 
-    def __init__(self, data: Mapping):
+    def __init__(self, data: Mapping, spec):
         super().__init__(data, data.__getitem__)
+        self._spec = spec
         self._one = {}
 
+    def examples(self, ids):
+        """Returns the examples of clients of one length, as `LazyClientData` does."""
+        ids, first = list(ids), None
+        for client_id in ids:
+            spec = spec_of(self[client_id])
+            first = merged(first or spec, spec, self.where(client_id))
+        return super().examples(ids)
+
     def padded(self, spec):
-        key = str(spec)
+        key = str(spec), self.ids
         if key not in self._one:
-            arrays, rows, sizes = self.view(spec=spec).examples(self.ids)
+            arrays, rows, sizes = self.view(spec=spec)._examples(self.ids, few_lengths=False)
             self._one[key] = ResidentClientData(arrays, self.ids, rows, sizes)
         return self._one[key]
 

@@ -63,7 +63,7 @@ def from_dict(data: Mapping) -> ClientData:
     readings = _read_all(data)
     spec = _common_spec(readings)
     if is_open(spec) or any(reading.unequal for reading in readings.values()):
-        return HeldClientData(data)
+        return HeldClientData(data, spec)
     clients = [conformed(r.parts, spec, where) for where, r in readings.items()]
     sizes = np.array([reading.size for reading in readings.values()], np.int64)
     arrays = map_leaves(lambda *leaves: np.concatenate(leaves), *clients)
