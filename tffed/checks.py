@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tffed.data import ClientData, from_dict
-from tffed.data.checks import as_examples
+from tffed.data.checks import checked, in_order, read_examples
 from tffed.data.lazy import LazyClientData
 from tffed.data.nest import map_leaves
 from tffed.data.schemes import is_count
@@ -29,6 +29,7 @@ class DataCheck:
     def __init__(self, model, class_weight=None, functional=None):
         self.model = model
         self._functional = functional
+        self._columns = {}  # of the tables that were read first
         self._inputs = input_check(model)
         self._targets = target_check(model, class_weight)
 
@@ -42,6 +43,10 @@ class DataCheck:
         self._inputs(arrays[0], where)
         self._targets(arrays[1], where)
 
+    def read(self, data, where):
+        """Returns checked arrays of `(x, y[, sample_weight])`, with columns as in training."""
+        return checked(in_order(read_examples(data, where), self._columns, where), where).parts
+
     def population(self, clients) -> ClientData:
         """Returns the population as it is to be trained on: checked, or checked while it is read.
 
@@ -49,6 +54,9 @@ class DataCheck:
             ValueError: It does not suit the model, or lengths differ and the model sees padding.
         """
         clients = as_clients(clients)
+        if clients.columns and self._columns:
+            clients = clients.in_order(self._columns)
+        self._columns = self._columns or clients.columns
         if isinstance(clients, LazyClientData):
             clients = self._lazy(clients)
         check_inputs(self.model, clients.spec)
@@ -162,7 +170,7 @@ def as_arrays(data, check):
             f"Received: {type(data).__name__}"
         )
     where = "the validation data"
-    arrays = as_examples(tuple(part for part in data if part is not None), where)
+    arrays = check.read(tuple(part for part in data if part is not None), where)
     if not num_examples(arrays):
         raise ValueError(
             "Expected validation data with at least one example. Received: none. Leave "

@@ -27,7 +27,17 @@ def padding_is_seen(model, clients, opened):
         opened: Its nest of `LeafSpec`, with None for the lengths that are padded.
     """
     parts = _sample(clients)
-    further = map_leaves(_longer, parts, opened)
+    told = "layers that take no longer sequences"
+    for factor in (2, 1):  # a table of positions may be too short for twice the length
+        try:
+            further = map_leaves(lambda a, spec, f=factor: _longer(a, spec, f), parts, opened)
+            return _first_difference(model, parts, further)
+        except (tf.errors.InvalidArgumentError, ValueError) as error:
+            told = f"longer sequences make an error ({str(error).splitlines()[0]})"
+    return told
+
+
+def _first_difference(model, parts, further):
     plain, more = (map_leaves(tf.convert_to_tensor, nest) for nest in (parts, further))
     weights = model.init()
     random = np.random.default_rng(0)
@@ -54,9 +64,9 @@ def _sample(clients):
     return map_leaves(lambda leaf: leaf[:_ROWS], best)
 
 
-def _longer(leaf, spec):
+def _longer(leaf, spec, factor):
     sizes = zip(leaf.shape[1:], spec.shape, strict=True)
-    return padded(leaf, tuple(2 * size + 1 if want is None else size for size, want in sizes))
+    return padded(leaf, tuple(factor * size + 1 if want is None else size for size, want in sizes))
 
 
 def _moved(value, scale, random):

@@ -110,6 +110,21 @@ def test_what_ignores_padding_is_told_from_what_sees_it():
     assert "padding changes" in seen(unmasked, per_step=True)
 
 
+def test_a_table_of_positions_may_end_soon_after_the_longest():
+    class Places(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.supports_masking = True
+            self.table = layers.Embedding(4, 3)
+
+        def call(self, x):
+            return x + self.table(keras.ops.arange(keras.ops.shape(x)[1]))
+
+    assert seen(build(Places(), layers.GlobalAveragePooling1D(), layers.Dense(2))) is None
+    tight = build(Places(), layers.GlobalAveragePooling1D(), layers.Dense(2))
+    assert "longer sequences make an error" in seen(tight, lengths=(4, 4))
+
+
 def test_refusals_say_what_changes_or_who_differs():
     fed = compiled(build(layers.GlobalAveragePooling1D(), layers.Dense(2), mask=False))
     with pytest.raises(ValueError, match="padding changes the gradient of.*mask_zero=True"):

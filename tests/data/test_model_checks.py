@@ -2,11 +2,12 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers
 
 from tffed import data
-from tffed.checks import DataCheck, as_arrays
+from tffed.checks import DataCheck, as_arrays, check_rounds
 from tffed.targets import loss_name
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy
@@ -181,3 +182,26 @@ def test_strings_need_a_model_that_takes_them(strings_in_model):
     DataCheck(model).population({0: (good, y)})
     with pytest.raises(ValueError, match="both strings or both numbers.*clients.map"):
         DataCheck(model).population({0: (bad, y)})
+
+
+def test_columns_of_validation_data_are_those_of_training():
+    train = pd.DataFrame({"age": [30.0], "income": [1.0]})
+    other = pd.DataFrame({"income": [2.0], "age": [35.0]})
+    y = np.zeros((1, 3))
+    for read in (data.from_dict, lambda held: data.from_function(held, held.__getitem__)):
+        check = DataCheck(one_layer())
+        check.population(read({0: (train, y)}))
+        for made in (data.from_dict, lambda held: data.from_function(held, held.__getitem__)):
+            got = check.population(made({7: (other, y)}))
+            np.testing.assert_array_equal(got.examples([7]).arrays[0], [[35, 2]])
+            with pytest.raises(ValueError, match=r"\['age'\] are missing"):
+                renamed = other.rename(columns={"age": "size"})
+                check.population(made({7: (renamed, y)})).examples([7])
+        np.testing.assert_array_equal(as_arrays((other, y), check)[0], [[35, 2]])
+
+
+def test_numbers_of_numpy_are_numbers():
+    check_rounds(np.int64(2), np.int32(1), np.uint8(1), 1)
+    for wrong in (np.float32(2), True, np.int64(0)):
+        with pytest.raises(ValueError, match="`rounds` must be an integer of at least 1"):
+            check_rounds(wrong, 0, 1, 1)

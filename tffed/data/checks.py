@@ -72,7 +72,7 @@ def in_order(reading: Reading, columns: dict, where: str) -> Reading:
 
     Args:
         reading: The `Reading`.
-        columns: `{name of an array: names of its columns}`, that of the first client.
+        columns: `{name of an array: names of its columns}`, as of the first client.
         where: Who the client is, for messages.
 
     Raises:
@@ -86,9 +86,9 @@ def in_order(reading: Reading, columns: dict, where: str) -> Reading:
         missing, surplus = [c for c in want if c not in got], [c for c in got if c not in want]
         if missing or surplus or len(set(got)) < len(got):
             raise ValueError(
-                f"Expected the columns {list(want)} in {name} of {where}, as the first client has. "
-                f"Received: {list(got)}, so {missing} are missing and {surplus} surplus. Give "
-                "every client the same columns, each once."
+                f"Expected the columns {list(want)} in {name} of {where}, as the first data read "
+                f"have. Received: {list(got)}, so {missing} are missing and {surplus} surplus. "
+                "Give all data the same columns, each once."
             )
         return leaf[..., [got.index(column) for column in want]]
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tffed.data.checks import Reading
+from tffed.data.checks import Reading, in_order
 from tffed.data.ids import IdIndex
 from tffed.data.nest import map_leaves
 from tffed.data.spec import num_examples, spec_of, tensor_specs
@@ -40,10 +40,12 @@ class ClientData:
             `examples(...).arrays` is the same object in every call.
         lengths_differ: Whether examples are known to differ in length between clients; they are
             padded once `padded` was called.
+        columns: `{name of an array: names of its columns}` for those that were read from tables.
     """
 
     resident = False
     lengths_differ = False
+    columns: dict = {}
 
     def __init__(self, ids: Iterable):
         self._index = IdIndex(ids)
@@ -127,12 +129,14 @@ class ResidentClientData(ClientData):
         ids: Client ids in population order.
         rows: Rows of `arrays`, client after client.
         sizes: Number of rows of each client.
+        columns: As in `ClientData`.
     """
 
     resident = True
 
-    def __init__(self, arrays, ids: Iterable, rows: np.ndarray, sizes: np.ndarray):
+    def __init__(self, arrays, ids: Iterable, rows, sizes, columns: dict | None = None):
         super().__init__(ids)
+        self.columns = columns or {}
         if num_examples(arrays) > np.iinfo(np.int32).max:
             raise ValueError(
                 "Expected at most 2**31 - 1 examples in memory. Received: "
@@ -167,4 +171,10 @@ class ResidentClientData(ClientData):
     def subset(self, ids):
         ids = ids if isinstance(ids, range) else list(ids)
         _, rows, sizes = self.examples(ids)
-        return ResidentClientData(self._arrays, ids, rows, sizes)
+        return ResidentClientData(self._arrays, ids, rows, sizes, self.columns)
+
+    def in_order(self, columns: dict) -> "ClientData":
+        """Returns the population with the columns of its tables in the given order."""
+        found = in_order(Reading(self._arrays, self.columns), columns, "the clients")
+        rows, sizes = self._rows, self._sizes
+        return ResidentClientData(found.parts, self.ids, rows, sizes, found.columns)

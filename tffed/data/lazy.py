@@ -79,6 +79,16 @@ class LazyClientData(ClientData):
             self._columns = found.columns
         return checks.in_order(reading, self._columns, where)
 
+    @property
+    def columns(self):
+        """`{name of an array: names of its columns}` for those that are read from tables."""
+        self.leaf_specs()  # which reads a client
+        return self._columns or {}
+
+    def in_order(self, columns: dict) -> "LazyClientData":
+        """Returns the population with the columns of its tables in the given order."""
+        return self.view(columns=columns)
+
     def __getitem__(self, client_id):
         client_id = self.ids[self._index.position(client_id)]
         where = self.where(client_id)
@@ -205,7 +215,7 @@ class HeldClientData(LazyClientData):
         key = str(spec), self.ids
         if key not in self._one:
             arrays, rows, sizes = self.view(spec=spec)._examples(self.ids, few_lengths=False)
-            self._one[key] = ResidentClientData(arrays, self.ids, rows, sizes)
+            self._one[key] = ResidentClientData(arrays, self.ids, rows, sizes, self._columns)
         return self._one[key]
 
 

@@ -60,25 +60,25 @@ def from_dict(data: Mapping) -> ClientData:
     if any(hasattr(value, "as_numpy_iterator") for value in data.values()):
         return LazyClientData(data, data.__getitem__)
     ids = IdIndex(data).ids
-    readings = _read_all(data)
+    readings, columns = _read_all(data)
     spec = _common_spec(readings)
     if is_open(spec) or any(reading.unequal for reading in readings.values()):
         return HeldClientData(data, spec)
     clients = [conformed(r.parts, spec, where) for where, r in readings.items()]
     sizes = np.array([reading.size for reading in readings.values()], np.int64)
     arrays = map_leaves(lambda *leaves: np.concatenate(leaves), *clients)
-    return ResidentClientData(arrays, ids, np.arange(sizes.sum()), sizes)
+    return ResidentClientData(arrays, ids, np.arange(sizes.sum()), sizes, columns)
 
 
 def _read_all(data):
-    """`{who: Reading}`, with the columns of tables in the order of the first client."""
+    """`{who: Reading}`, with the columns of tables in the order of the first client, and those."""
     readings, columns = {}, None
     for client_id, value in data.items():
         where = f"client {client_id!r}"
         reading = checks.read_examples(value, where)
         columns = reading.columns if columns is None else columns
         readings[where] = checks.checked(checks.in_order(reading, columns, where), where)
-    return readings
+    return readings, columns
 
 
 def _common_spec(readings):
