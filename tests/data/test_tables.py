@@ -28,6 +28,13 @@ def test_columns_are_found_by_name(tmp_path):
     assert read(tmp_path, columns=["age"])["a"][0].tolist() == [[30]]
 
 
+@pytest.mark.parametrize("columns", ["age", [], ["age", "age"], ["age", "y"]])
+def test_columns_are_a_list_of_features(columns, tmp_path):
+    folder(tmp_path, a="age,income,y\n30,1000,1\n")
+    with pytest.raises(ValueError, match="list of names of features.*Received: columns="):
+        read(tmp_path, columns=columns)
+
+
 @pytest.mark.parametrize(
     "other, message",
     [

@@ -75,12 +75,24 @@ def from_folder(
     _check_kinds(suffixes, parse, label)
     readers = {".npz": read_npz, ".tfrecord": functools.partial(read_tfrecord, parse=parse)}
     if ".csv" in suffixes:
-        columns = None if columns is None else tuple(columns)
+        columns = _checked_columns(columns, label)
         first = next(file for file in files if file.endswith(".csv"))
         table = CsvFormat(label, columns, encoding, delimiter).of(folder / first)
         readers[".csv"] = table.read
     ids = short_names(files)
     return LazyClientData(ids, _Reader(folder, dict(zip(ids, files, strict=True)), readers))
+
+
+def _checked_columns(columns, label):
+    if columns is None:
+        return None
+    names = () if isinstance(columns, str) else tuple(columns)
+    if not names or label in names or len(set(names)) < len(names):
+        raise ValueError(
+            "Expected columns to be a list of names of features, each once and without the label. "
+            f"Received: columns={columns!r}, label={label!r}. Give e.g. columns=['age', 'income']."
+        )
+    return names
 
 
 def short_names(files: list[str]) -> list[str]:
