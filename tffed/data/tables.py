@@ -73,8 +73,7 @@ class CsvFormat:
             cells = [(row[k].strip(), line) for row, line in rows]
             columns.append(_numbers(cells, name, path, whole=name == self.label))
         *features, target = columns
-        x = np.stack(features, axis=1) if features else np.zeros((len(rows), 0))
-        return Table(x, self.columns), target
+        return Table(np.stack(features, axis=1), self.columns), target
 
     def _lines(self, path):
         """Returns pairs (cells, number of the line), the header first, without blank lines."""
@@ -103,7 +102,7 @@ class CsvFormat:
         twice = sorted({n for n in names if names.count(n) > 1 and (wanted is None or n in wanted)})
         unnamed = [k + 1 for k, n in enumerate(names) if not n or re.fullmatch(r"Unnamed: \d+", n)]
         if wanted is None and unnamed:
-            others = [n for n in names if n not in ("", self.label)]
+            others = [n for k, n in enumerate(names, 1) if k not in unnamed and n != self.label]
             raise ValueError(
                 f"Expected every column of {str(path)!r} to have a name. Received: none for column "
                 f"{unnamed[0]} (often the row number that pandas or R wrote). Leave it out: "
