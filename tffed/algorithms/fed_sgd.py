@@ -22,7 +22,8 @@ def fed_sgd(*, batch_size=None) -> Recipe:
     Args:
         batch_size: None takes a client's examples as one batch. A number adds up the gradients of
             batches of that size, each times its share of the examples: the same gradient in less
-            memory, but for layers that couple a batch's examples, such as BatchNorm.
+            memory, but for layers that couple a batch's examples, such as BatchNorm, and for losses
+            that divide by a count of their own (of masks, `ignore_class`).
 
     Raises:
         ValueError: `batch_size` is not a positive integer.
