@@ -288,8 +288,9 @@ def test_loss_scale_skips_halves_and_grows_as_in_keras():
 
 
 def test_overflowing_steps_of_a_float16_model_are_those_of_keras():
-    dense = layers.Dense(1, dtype="mixed_float16")
-    model = keras.Sequential([keras.Input((2,)), dense])
+    policy = keras.dtype_policies.DTypePolicy("mixed_float16")
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, dtype=policy)])
+    model.dtype_policy = policy
     x, y = np.ones((8, 2), "float32"), np.full((8, 1), 2000.0, "float32")
     theirs = keras.models.clone_model(model)
     theirs.set_weights(model.get_weights())

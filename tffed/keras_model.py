@@ -102,8 +102,8 @@ def compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimize
 
 
 def scales_loss(model):
-    """Whether the gradients of a model vanish without a factor on the loss: it runs in float16."""
-    return any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers(model))
+    """Whether Keras would scale the model's loss: only by the policy of the model itself."""
+    return model.dtype_policy.name == "mixed_float16"
 
 
 def batch_parts(batch):
