@@ -87,12 +87,12 @@ def padded(high, length, value=0, dtype="int32"):
     return make
 
 
-def holes(make, value, every=3):
+def holes(make, value, every=3, first=0):
     """What another maker gives, with every so many entries replaced by a value."""
 
     def filled(rng, n):
         array = make(rng, n)
-        array.reshape(-1)[::every] = value
+        array.reshape(-1)[first::every] = value
         return array
 
     return filled

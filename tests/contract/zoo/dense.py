@@ -8,14 +8,16 @@ from tests.contract.case import case, chain, clients, either, holes, one_hot, re
 from tests.contract.witness import Trial
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy
+# Padding that repeats the first example must count for something to be seen.
+FIRST_LABEL_NOT_0 = 1
 
 
 def regression():
     return clients(real(6), real(1))
 
 
-def classes(dtype="int32"):
-    return clients(real(6), whole(3, dtype=dtype))
+def classes(seed=0):
+    return clients(real(6), whole(3), seed=seed)
 
 
 def two_layers(units=1, **options):
@@ -136,10 +138,29 @@ def float8():
     return Trial(model, clients(real(6), real(4)))
 
 
+@case(slow=True)
+def int8_layer():
+    model = chain((6,), L.Dense(4, "tanh"), L.Dense(1))
+    model.layers[0].quantize("int8")
+    return Trial(model, regression())
+
+
 @case
 def partly_frozen():
-    model = two_layers()
+    """A layer, and one weight of another."""
+    model = chain((6,), L.Dense(4, "tanh", kernel_regularizer="l2"), L.Dense(3), L.Dense(1))
     model.layers[0].trainable = False
+    model.layers[1].kernel.trainable = False
+    return Trial(model, regression())
+
+
+@case
+def one_kernel_in_two_layers():
+    x = keras.Input((6,))
+    first, second = L.Dense(6, "tanh"), L.Dense(6)
+    model = keras.Model(x, L.Dense(1)(second(first(x))))
+    second._kernel = first._kernel
+    second._tracker.unlock()
     return Trial(model, regression())
 
 
@@ -274,18 +295,19 @@ def class_weights_of_negative_labels():
 
 @case(also=("batched",))
 def ignored_class_0():
-    return Trial(two_layers(3), classes(), SPARSE(from_logits=True, ignore_class=0))
+    data = classes(seed=FIRST_LABEL_NOT_0)
+    return Trial(two_layers(3), data, SPARSE(from_logits=True, ignore_class=0))
 
 
 @case
 def ignored_class_minus_1():
-    data = clients(real(6), holes(whole(3), -1))
+    data = clients(real(6), holes(whole(3), -1, first=1))
     return Trial(two_layers(3), data, SPARSE(from_logits=True, ignore_class=-1))
 
 
 @case
 def ignored_class_255():
-    data = clients(real(4, 4, 2), holes(whole(3, 4, 4, dtype="uint8"), 255), share())
+    data = clients(real(4, 4, 2), holes(whole(3, 4, 4, dtype="uint8"), 255, first=1), share())
     model = chain((4, 4, 2), L.Conv2D(3, 3, padding="same"))
     compiled = {"metrics": [keras.metrics.MeanIoU(3, ignore_class=255, sparse_y_pred=False)]}
     return Trial(model, data, SPARSE(from_logits=True, ignore_class=255), compiled=compiled)
@@ -315,6 +337,11 @@ def labels_of_bool():
 @case
 def inputs_of_float64():
     return Trial(two_layers(), clients(real(6, dtype="float64"), real(1, dtype="float64")))
+
+
+@case(slow=True)
+def inputs_of_float16():
+    return Trial(two_layers(), clients(real(6, dtype="float16"), real(1)))
 
 
 @case

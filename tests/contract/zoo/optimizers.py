@@ -4,7 +4,7 @@ import keras
 from keras import layers as L
 from keras import optimizers as of
 
-from tests.contract.case import case, chain, clients, real
+from tests.contract.case import case, chain, clients, real, whole
 from tests.contract.witness import Trial
 
 # Those whose step divides by the root of a gradient's square multiply its rounding where that is
@@ -102,6 +102,41 @@ UNUSED = {
 for key, optimizer in UNUSED.items():
     slow = key not in ("sgd", "nadam")
     case(slow=slow, name=f"weights_without_gradient_{key}")(_decayed(optimizer))
+
+
+# The gradient of an embedding is of the rows that a batch has, one for each time it has them;
+# Keras's optimizers and clipping work on those as they are.
+OF_ROWS = {
+    "momentum": lambda: of.SGD(0.3, momentum=0.9),
+    "adam": lambda: of.Adam(0.1),
+    "adagrad": lambda: of.Adagrad(0.3),
+    "rmsprop": lambda: of.RMSprop(0.1),
+    "nadam": lambda: of.Nadam(0.1),
+    "lion": lambda: of.Lion(0.1),
+    "adamax": lambda: of.Adamax(0.1),
+    "ftrl": lambda: of.Ftrl(0.3),
+    "adadelta": lambda: of.Adadelta(300.0),
+    "clipnorm": lambda: of.SGD(0.3, clipnorm=0.1),
+    "clipvalue": lambda: of.SGD(0.3, clipvalue=0.03),
+    "global_clipnorm": lambda: of.SGD(0.3, global_clipnorm=0.1),
+    "decay": lambda: of.SGD(0.3, weight_decay=0.3),
+}
+
+
+def _of_rows(optimizer):
+    def make():
+        embed = L.Embedding(6, 3)
+        model = chain((5,), embed, L.GlobalAveragePooling1D(), L.Dense(2), dtype="int32")
+        return Trial(
+            model, clients(whole(6, 5), real(2)), optimizer=optimizer, steps=3, tolerance=1e-5
+        )
+
+    return make
+
+
+for key, optimizer in OF_ROWS.items():
+    slow = key not in ("adam", "nadam", "clipvalue")
+    case(slow=slow, name=f"embedding_by_{key}")(_of_rows(optimizer))
 
 
 def _refused(name, pattern, optimizer):

@@ -207,6 +207,20 @@ class OwnMetrics(Replaced):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
 
+@case(refused="gradient")
+def loss_without_a_gradient():
+    def loss(y, p):
+        return ops.mean(ops.cast(ops.argmax(p, -1), "float32"))
+
+    return Trial(chain((6,), L.Dense(3)), clients(real(6), real(3)), loss)
+
+
+@case(refused="loss")
+def losses_of_calls_alone():
+    trial = regression(L.Dense(4), Penalty())
+    return trial._replace(loss=None)
+
+
 @case
 def compute_metrics_of_the_model():
     model = OwnMetrics()
