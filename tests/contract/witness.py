@@ -76,7 +76,7 @@ def compare(make, *, by_client=False, **path) -> Outcome:
     Returns:
         What Keras ended with.
     """
-    theirs, ours = make(), make()
+    theirs, ours = fresh(make), fresh(make)
     for old, new in zip(ours.model.variables, theirs.model.variables, strict=True):
         new.assign(old)
     got = federated(ours, by_client, **path)
@@ -84,6 +84,13 @@ def compare(make, *, by_client=False, **path) -> Outcome:
     wrong = [*_weights(got, expected, ours.tolerance), *_metrics(got, expected, ours.tolerance)]
     assert not wrong, "; ".join(wrong)
     return expected
+
+
+def fresh(make):
+    """A `Trial` made with the same names and initial weights each time."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    return make()
 
 
 def federated(trial, by_client=False, **path) -> Outcome:

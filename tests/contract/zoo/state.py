@@ -178,7 +178,7 @@ class LossAcrossTheBatch(keras.Model):
 def _own(kind):
     def make():
         model = kind()
-        model.build((None, 6))
+        model(np.zeros((1, 6), "float32"))
         return Trial(model, clients(real(6), real(1)))
 
     return make
@@ -224,7 +224,7 @@ def losses_of_calls_alone():
 @case
 def compute_metrics_of_the_model():
     model = OwnMetrics()
-    model.build((None, 6))
+    model(np.zeros((1, 6), "float32"))
     return Trial(model, clients(real(6), real(1)), compiled={"metrics": ["mae"]})
 
 
@@ -340,7 +340,8 @@ def weights_in_lists_and_dictionaries():
 
 @case
 def weights_shared_with_another_model():
-    base = chain((6,), L.Dense(4, "tanh"), L.BatchNormalization())
+    x = keras.Input((6,))
+    base = keras.Model(x, L.BatchNormalization()(L.Dense(4, "tanh")(x)))
     model = keras.Model(base.inputs, L.Dense(1)(base.output))
     return Trial(model, clients(real(6), real(1), share()))
 
