@@ -30,6 +30,7 @@ class Trial(NamedTuple):
         steps: Local steps of each client.
         rounds: Rounds of all clients.
         tolerance: What the weights may differ by, relative to the largest movement.
+        eager: Whether Keras can take the steps of the witness eagerly.
         after_compile: `(model) -> None`: what the user does between `compile` and `fit`.
     """
 
@@ -44,6 +45,7 @@ class Trial(NamedTuple):
     steps: int = 2
     rounds: int = 1
     tolerance: float = TOLERANCE
+    eager: bool = True
     after_compile: Callable = lambda model: None
 
 
@@ -157,12 +159,16 @@ def _client(trial, initial, data, positions):
     model.optimizer = trial.optimizer()
     if model.dtype_policy.name == "mixed_float16":  # as `Model.compile` does
         model.optimizer = keras.optimizers.LossScaleOptimizer(model.optimizer)
+    step = model.train_step
+    if not trial.eager:
+        model.optimizer.build(model.trainable_variables)
+        step = tf.function(step, autograph=False)
     for rows in positions:
         batch = tf.nest.map_structure(lambda a: tf.convert_to_tensor(a[rows]), _cut(data))  # noqa: B023
         if trial.class_weight:
             weights = class_weight_to_sample_weights(batch[1], trial.class_weight)
             batch = (*batch, tf.convert_to_tensor(weights))
-        model.train_step(batch)
+        step(batch)
     return [v.numpy() for v in model.variables]
 
 
