@@ -200,7 +200,7 @@ def attention_of_the_older_kinds():
 @case
 def einsum_and_dot():
     x = keras.Input((5, 4))
-    y = L.EinsumDense("abc,cd->abd", output_shape=(None, 3), bias_axes="d")(x)
+    y = L.EinsumDense("abc,cd->abd", output_shape=(5, 3), bias_axes="d")(x)
     y = L.Dot(axes=(2, 2))([y, L.Dense(3)(x)])
     return Trial(keras.Model(x, L.Dense(1)(L.Flatten()(y))), clients(real(5, 4), real(1)))
 
