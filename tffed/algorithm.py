@@ -60,7 +60,8 @@ class Algorithm(NamedTuple):
         personal: `(weights, client_state) -> ModelWeights` that a client would evaluate.
         collect: Whether reports are stacked, one row a client, instead of added.
         name: For messages and checkpoints.
-        maskable: Whether `client` also works on padded `LocalData`, as XLA needs.
+        maskable: `(batch) -> bool`: whether `client` also works on padded `LocalData` of such
+            examples, as XLA needs; None: never.
         mechanisms: The `tffed.privacy.Mechanism`s that protect clients or their examples.
         sent_up: `(message) -> (nest, codecs)`: what of it travels, and how each leaf becomes bytes
             (see `tffed.wire`).
@@ -79,7 +80,7 @@ class Algorithm(NamedTuple):
     personal: Callable
     collect: bool
     name: str
-    maskable: bool = False
+    maskable: Callable | None = None
     mechanisms: tuple = ()
     sent_up: Callable = lambda message: (message, raw(message))
     sent_down: Callable = lambda bc: (bc, raw(bc))

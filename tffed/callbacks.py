@@ -4,6 +4,8 @@ A round is what callbacks call an epoch. Batches are inside a compiled loop, so 
 are never called; a callback that lives by them is refused.
 """
 
+import warnings
+
 import keras
 import numpy as np
 
@@ -54,6 +56,50 @@ def _refusal(callback):
         if getattr(own, "__func__", own) is not getattr(base, hook):
             return f"it uses {hook}, and local batches run inside a compiled loop"
     return None
+
+
+def without_undefined(callback):
+    """The callback; one of Keras's that monitors a value, such that it passes over NaN ones.
+
+    Keras takes the first value as the best, and nothing is better than NaN.
+    """
+    return _Defined(callback) if hasattr(callback, "monitor_op") else callback
+
+
+class _Defined(keras.callbacks.Callback):
+    """Shows a callback the rounds in which what it monitors is defined."""
+
+    def __init__(self, callback):
+        super().__init__()
+        self._shown = callback
+        self._told = False
+
+    def set_params(self, params):
+        self._shown.set_params(params)
+
+    def set_model(self, model):
+        self._shown.set_model(model)
+
+    def on_train_begin(self, logs=None):
+        self._shown.on_train_begin(logs)
+
+    def on_train_end(self, logs=None):
+        self._shown.on_train_end(logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._shown.on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        value = (logs or {}).get(self._shown.monitor)
+        if value is None or np.ndim(value) or not np.isnan(value):
+            self._shown.on_epoch_end(epoch, logs)
+        elif not self._told:
+            self._told = True
+            warnings.warn(
+                f"{self._shown.monitor} is undefined in round {epoch + 1}. "
+                f"{type(self._shown).__name__} passes over such rounds.",
+                stacklevel=2,
+            )
 
 
 class Snapshot:

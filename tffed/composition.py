@@ -31,7 +31,7 @@ def compose(
     server_update=lambda extra, total, clients: extra,
     server_metrics=lambda extra: {},
     personal=lambda weights, state: weights,
-    maskable=False,
+    maskable=None,
 ) -> Algorithm:
     """Makes an `Algorithm` of local work, an aggregator and a server optimizer.
 
@@ -52,8 +52,8 @@ def compose(
         server_update: `(extra, total, clients) -> extra`, from the sum of the clients' `extra`.
         server_metrics: `(extra) -> metrics` of a round, from the state before it.
         personal: `(weights, state) -> weights` with which a client is evaluated.
-        maskable: Whether `work` takes padded `LocalData`; the shared loop does if the model is
-            maskable and batches have a size.
+        maskable: `(batch) -> bool`: whether `work` takes padded `LocalData` of such examples; the
+            shared loop does if the model's `maskable` says so and batches have a size. None: never.
     """
     hooks = _Hooks(work, client_init, server_init, server_update, server_metrics, personal)
     whole = _Composition(name, hooks, model, server_optimizer, aggregator, learning_rate)

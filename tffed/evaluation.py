@@ -1,23 +1,30 @@
 """Evaluation of a global model: on pooled data, and client by client."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tffed import tree
+from tffed.data.schemes import is_count
 
 PERCENTILES = (10, 25, 50, 75, 90)
+VALIDATION_CLIENTS = 100
+_STREAM = 9  # keeps the draw of clients to validate on apart from all other random numbers
 
 
 class ClientEvaluation(NamedTuple):
     """How a model does on each client: the view that fairness is judged by.
 
+    A metric that a client's examples leave undefined (the AUC of one class, anything of no
+    examples) is NaN there, left out of `mean` and `percentiles`, and counted in `undefined`.
+
     Attributes:
         ids: The clients evaluated.
         sizes: int64, their numbers of examples.
-        metrics: `{name: float32 array}`, one value a client.
-        pooled: `{name: float}` over all examples together.
+        metrics: `{name: float32 array}`, one value a client; a row where a metric has several.
+        pooled: `{name: float}` over all examples together, each counting once.
     """
 
     ids: list
@@ -25,12 +32,59 @@ class ClientEvaluation(NamedTuple):
     metrics: dict
     pooled: dict
 
+    @property
+    def undefined(self) -> dict:
+        """`{name: number of clients}` where it is undefined; by entry where there are several."""
+        counts = {name: np.isnan(values).sum(0) for name, values in self.metrics.items()}
+        return {name: c.tolist() for name, c in counts.items() if np.any(c)}
+
+    def mean(self) -> dict:
+        """`{name: float}`, the mean over the clients where it is defined, each counting once."""
+        found = {name: _ignoring(np.nanmean, v) for name, v in self.metrics.items()}
+        return {name: _plain(value) for name, value in found.items()}
+
     def percentiles(self, percentiles=PERCENTILES) -> dict:
-        """`{name: {percentile: float}}` over clients, each client counting once."""
+        """`{name: {percentile: float}}` over the clients where it is defined, each counting once.
+
+        By entry, as an array, where a metric has several.
+        """
         return {
-            name: {p: float(np.percentile(values, p)) for p in percentiles}
+            name: {p: _plain(_ignoring(np.nanpercentile, values, p)) for p in percentiles}
             for name, values in self.metrics.items()
         }
+
+    def notes(self) -> list:
+        """Sentences on what the numbers over clients leave out."""
+        number, empty = len(self.ids), int(np.sum(np.asarray(self.sizes) == 0))
+        found = [f"{empty} of {number} clients without examples"] if empty else []
+        for name, count in self.undefined.items():
+            if np.any(np.asarray(count) > empty):
+                found.append(f"{name} undefined for {count} of {number} clients")
+        return found
+
+    def __repr__(self):
+        spread, mean = self.percentiles(), self.mean()
+        lines = [f"{len(self.ids)} clients, {int(np.sum(self.sizes))} examples"]
+        for name in self.metrics:
+            values = {"pooled": self.pooled.get(name, np.nan), "mean of clients": mean[name]}
+            values |= {f"p{p}": v for p, v in spread[name].items()}
+            lines.append(f"{name}: {', '.join(f'{k} {_shown(v)}' for k, v in values.items())}")
+        return "\n".join([*lines, *self.notes()])
+
+
+def _ignoring(function, values, *arguments):
+    """A function of NumPy that ignores NaN, over clients; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all are NaN
+        return function(np.asarray(values), *arguments, axis=0)
+
+
+def _plain(value):
+    return float(value) if np.ndim(value) == 0 else value
+
+
+def _shown(value):
+    return np.array2string(np.asarray(value), precision=4)
 
 
 class Evaluator:
@@ -38,7 +92,8 @@ class Evaluator:
 
     Args:
         model: A `FunctionalModel`.
-        batch_size: Examples in a batch; changes the result only by rounding.
+        batch_size: Examples in a batch; changes the result only by rounding, but for a loss or a
+            metric that gives a whole batch one value.
     """
 
     def __init__(self, model, batch_size=256):
@@ -77,9 +132,11 @@ class Evaluator:
             total = sums if total is None else tree.add(total, sums)
             found.append(reports)
             sizes.append(counts)
+        sizes = np.concatenate(sizes)
         metrics = {name: np.concatenate([f[name].numpy() for f in found]) for name in found[0]}
-        pooled = self._metrics(total)
-        return ClientEvaluation(list(ids), np.concatenate(sizes), metrics, pooled)
+        for values in metrics.values():
+            values[sizes == 0] = np.nan
+        return ClientEvaluation(list(ids), sizes, metrics, self._metrics(total))
 
     def _metrics(self, sums):
         return numbers(self._run("report", self._model.report, sums))
@@ -122,6 +179,41 @@ class Evaluator:
             self._model.report, sums, fn_output_signature=tree.spec(self._model.report(first))
         )
         return tree.map(lambda s: tf.reduce_sum(s, 0), sums), reports
+
+
+def validation_sample(clients, asked, seed) -> list:
+    """Whom to validate on, the same in every round and after a resume.
+
+    Args:
+        clients: The `ClientData`.
+        asked: How many, or their ids; None: all, of more than `VALIDATION_CLIENTS` that many.
+        seed: Integer seed of the run, from which a sample follows.
+
+    Raises:
+        ValueError: No clients are asked for, or more than there are.
+    """
+    population = len(clients)
+    if asked is None:
+        asked = min(population, VALIDATION_CLIENTS)
+        if asked < population:
+            warnings.warn(
+                f"Validation reads a fixed sample of {asked} of the {population} clients in each "
+                "round. Choose with fit(…, validation_clients=…), a number or ids; "
+                "evaluate(clients) reads all.",
+                stacklevel=3,
+            )
+    if isinstance(asked, list | tuple | range | np.ndarray) and len(asked):
+        ids = list(asked)
+        clients.subset(ids)  # names one that is unknown
+        return ids
+    if not is_count(asked) or asked > population:
+        raise ValueError(
+            f"`validation_clients` must be a number from 1 to the {population} clients there are, "
+            f"or a list of their ids. Received: validation_clients={asked!r}"
+        )
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,)))
+    places = np.sort(rng.choice(population, int(asked), replace=False))
+    return [clients.ids[int(place)] for place in places]
 
 
 def _any_length(leaf):

@@ -7,12 +7,12 @@ import tensorflow as tf
 
 from tffed import assembly, random, tree
 from tffed.algorithm import Recipe
-from tffed.callbacks import check_callbacks
+from tffed.callbacks import check_callbacks, without_undefined
 from tffed.checks import as_arrays, as_clients, check_inputs, check_rounds, label_check
 from tffed.data import ClientData
 from tffed.engines.embedded import Embedded
 from tffed.engines.packed import Packed
-from tffed.evaluation import Evaluator
+from tffed.evaluation import Evaluator, validation_sample
 from tffed.fitting import (
     LearningRates,
     Plan,
@@ -181,6 +181,7 @@ class Federated:
         sampler=None,
         validation_data=None,
         validation_freq=1,
+        validation_clients=None,
         callbacks=None,
         initial_round=0,
         checkpoint_dir=None,
@@ -204,6 +205,8 @@ class Federated:
             validation_data: `(x, y[, sample_weight])`, or `ClientData` for pooled metrics and
                 their 10th and 90th percentile over clients.
             validation_freq: Rounds from one validation to the next.
+            validation_clients: Whom of a `ClientData` to validate on: a number, for a sample that
+                stays the same, or ids. By default all, but at most 100.
             callbacks: Keras callbacks; a round is an epoch to them.
             initial_round: The number of rounds to count as done.
             checkpoint_dir: Directory of the run's checkpoints.
@@ -227,7 +230,7 @@ class Federated:
         sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
         callbacks = check_callbacks(callbacks)
         self._check_data(clients)
-        validate = self._validator(validation_data)
+        validate = self._validator(validation_data, validation_clients)
         rates = LearningRates(self.client_optimizer, self.server_optimizer)
         identity = fingerprint(
             self._recipe, self._settings, clients, sampler, rates, self._functional.init()
@@ -236,7 +239,7 @@ class Federated:
         stop, terms = self._protect(clients, sampler, initial_round, rounds, files, privacy)
         history = keras.callbacks.History()
         shown = RoundProgress(rounds, bar=None if verbose in ("auto", 1) else False)
-        everything = [*callbacks, history, *([shown] if verbose else [])]
+        everything = [*map(without_undefined, callbacks), history, *([shown] if verbose else [])]
         planned = Plan(
             clients=clients,
             sampler=sampler,
@@ -281,19 +284,23 @@ class Federated:
             ids: The clients to evaluate; all by default.
 
         Returns:
-            `{metric: float}`, or a `ClientEvaluation`, whose `percentiles()` are the fairness view.
+            `{metric: float}`, NaN where it is undefined; or a `ClientEvaluation`, whose
+            `percentiles()` are the fairness view.
 
         Raises:
-            ValueError: `compile` was not called, or `y` is missing.
+            ValueError: `compile` was not called, `y` is missing, or arguments do not go together.
         """
         if self._parts is None:
             raise ValueError("Call compile(…) before evaluate(…): it sets the loss and metrics.")
         weights = self._functional.init()
-        if isinstance(x, ClientData):
+        if isinstance(x, ClientData) and y is None and sample_weight is None:
             return self._evaluate_clients(weights, x, list(x.ids) if ids is None else list(ids))
-        if y is None:
+        if isinstance(x, ClientData) or y is None or ids is not None:
+            given = {"y": y, "sample_weight": sample_weight, "ids": ids}
             raise ValueError(
-                "Expected evaluate(x, y) or evaluate(clients) with a ClientData. Received: y=None."
+                "Expected evaluate(x, y[, sample_weight]), or evaluate(clients[, ids=…]) with a "
+                f"ClientData. Received: x of type {type(x).__name__} with "
+                f"{', '.join(name + ('=None' if v is None else '=…') for name, v in given.items())}."
             )
         return self._evaluator.pooled(weights, as_arrays((x, y, sample_weight), self._check))
 
@@ -381,20 +388,37 @@ class Federated:
         if clients.resident:
             self._check(clients.examples([]).arrays)
 
-    def _validator(self, data):
+    def _validator(self, data, whom):
+        if isinstance(data, ClientData):
+            ids, told = validation_sample(data, whom, self.seed), set()
+            return lambda state: self._validate_clients(state, data, ids, told)
+        if whom is not None:
+            raise ValueError(
+                "Expected validation_clients only where validation_data is a ClientData. Received: "
+                f"validation_clients={whom!r}, validation_data of type {type(data).__name__}."
+            )
         if data is None:
             return None
-        if isinstance(data, ClientData):
-            return lambda state: self._validate_clients(state, data)
         arrays = tree.map(tf.convert_to_tensor, as_arrays(data, self._check))
         return lambda state: self._evaluator.pooled(state.weights, arrays)
 
-    def _validate_clients(self, state, clients):
-        found = self._evaluate_clients(state.weights, clients, list(clients.ids))
+    def _validate_clients(self, state, clients, ids, told):
+        found = self._evaluate_clients(state.weights, clients, ids)
+        if not told and found.notes():
+            told.update(found.notes())
+            warnings.warn(
+                f"The percentiles of validation leave out: {'; '.join(found.notes())}.",
+                stacklevel=2,
+            )
         spread = found.percentiles((10, 90)).items()
         return found.pooled | {f"{name}_p{p}": v for name, by in spread for p, v in by.items()}
 
     def _evaluate_clients(self, weights, clients, ids):
+        if not ids:
+            raise ValueError(
+                "Expected at least one client to evaluate. Received: ids=[]. Leave ids out to "
+                "evaluate all."
+            )
         state = self._algorithm.init(weights, len(clients))
         store = self.store if self.store is not None else ClientStore()
         return self._evaluator.clients(

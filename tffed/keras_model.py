@@ -4,10 +4,12 @@ import keras
 import tensorflow as tf
 
 from tffed import tree
+from tffed.model_call import layers
 
 BATCH_NORM_POLICIES = ("average", "local", "freeze")
 _MEAN_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
-_FLOAT16_LOSS_SCALE = 1024.0
+# What Keras's training loop calls, and this one does not.
+_OWN_STEPS = ("train_step", "test_step", "make_train_function", "make_test_function", "fit")
 
 
 def check(model, batch_norm):
@@ -26,11 +28,46 @@ def check(model, batch_norm):
             f"model={model.name!r}, which is not built. Give it a keras.Input, or call "
             "`model.build(input_shape)` or the model itself on one batch."
         )
+    _check_steps(model)
+    _check_state(model)
     if batch_norm not in BATCH_NORM_POLICIES:
         raise ValueError(
             f"`batch_norm` must be one of {BATCH_NORM_POLICIES}. "
             f"Received: batch_norm={batch_norm!r}"
         )
+
+
+def _check_steps(model):
+    for name in _OWN_STEPS:
+        if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name):
+            raise ValueError(
+                f"Expected a model that is trained by Keras's own steps. Received: {model.name!r}, "
+                f"whose {name} is overridden and would not be used. Write what differs in "
+                "compute_loss (or in layers, with add_loss), which clients do use."
+            )
+
+
+def _check_state(model):
+    for layer in layers(model):
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                "Expected layers that begin each batch anew: clients' batches do not follow one "
+                f"another. Received: {layer.name!r} with stateful=True. Build it without."
+            )
+    for tensor in getattr(model, "inputs", None) or []:
+        if tensor.shape and tensor.shape[0] is not None:
+            raise ValueError(
+                "Expected inputs of any batch size, as the last batch of a client is smaller. "
+                f"Received: the input {tensor.name!r} of shape {tuple(tensor.shape)}. Give "
+                "keras.Input the shape of one example: keras.Input(shape=…)."
+            )
+    for variable in model.trainable_variables:
+        if getattr(variable, "overwrite_with_gradient", False):
+            raise ValueError(
+                "Expected weights that an optimizer's step changes. Received: "
+                f"{variable.path}, which float8 training overwrites with its gradient. Use "
+                "another dtype policy, such as mixed_bfloat16."
+            )
 
 
 def compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimizer):
@@ -62,82 +99,25 @@ def compile_model(model, loss, metrics, loss_weights, weighted_metrics, optimize
             )
 
 
-def metrics_builder(model):
-    """A function that creates the metrics' variables, which Keras does at their first use.
-
-    It runs once, outside of the graph being traced, on one example of zeros.
-    """
-    built = False
-
-    def build(x, y, sample_weight):
-        nonlocal built
-        if built:
-            return
-        with tf.init_scope():
-            x, y, sample_weight = tree.map(_one_zero, (x, y, sample_weight))
-            y_pred = model(x, training=False)
-            model.compute_loss(x, y, y_pred, sample_weight, training=False)
-            model.compute_metrics(x, y, y_pred, sample_weight)
-            model.reset_metrics()
-            for variable in model.metrics_variables:
-                if keras.ops.any(keras.ops.convert_to_numpy(variable) != 0):
-                    raise ValueError(
-                        "The state of a metric must begin at zero, so that it adds up over "
-                        f"clients. Received: {variable.path}. Evaluate that metric yourself."
-                    )
-        built = True
-
-    return build
+def scales_loss(model):
+    """Whether the gradients of a model vanish without a factor on the loss: it runs in float16."""
+    return any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers(model))
 
 
-def _one_zero(leaf):
-    if leaf is None:  # no sample weights
-        return None
-    return tf.zeros([size or 1 for size in (1, *leaf.shape[1:])], leaf.dtype)
-
-
-def layers(model):
-    """All layers of a model, nested ones and itself included."""
-    return model._flatten_layers(include_self=True, recursive=True)
-
-
-def statistics_of(model):
-    """Non-trainable weights of layers that are not frozen: what a training call may update.
-
-    Counters and other integers are no statistics that could be averaged: they stay as they are.
-    So do weights that are frozen one by one, such as the kernels under low-rank adapters.
-    """
-    frozen = {id(v) for layer in layers(model) if not layer.trainable for v in layer.variables}
-    frozen |= {id(v) for layer in layers(model) for v in layer._trainable_variables}
-    weights = [v for v in model.non_trainable_weights if id(v) not in frozen]
-    return [v for v in weights if tf.as_dtype(v.dtype).is_floating]
-
-
-def seeds_of(model):
-    """The states of seed generators (dropout and its like)."""
-    seeds = {id(g.state) for layer in layers(model) for g in layer._seed_generators}
-    return [v for v in model.non_trainable_variables if id(v) in seeds]
-
-
-def loss_scale(model):
-    """The factor that keeps the gradients of a float16 model from vanishing."""
-    half = any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers(model))
-    return _FLOAT16_LOSS_SCALE if half else 1.0
+def batch_parts(batch):
+    """`(x, y, sample_weight)` of a batch, the last None if it has none."""
+    return (*batch, None) if len(batch) == 2 else tuple(batch)
 
 
 def class_weigher(class_weight):
     """A function from a batch to (x, y, sample_weight) with the class weights multiplied in."""
-
-    def unpack(batch):
-        return (*batch, None) if len(batch) == 2 else tuple(batch)
-
     if class_weight is None:
-        return unpack
+        return batch_parts
     size = max(class_weight) + 1
     table = tf.constant([float(class_weight.get(c, 1.0)) for c in range(size)])
 
     def weigh(batch):
-        x, y, sample_weight = unpack(batch)
+        x, y, sample_weight = batch_parts(batch)
         if tf.nest.is_nested(y) or y.shape.rank > 2:
             raise ValueError(
                 "`class_weight` needs one class for each example: labels of shape [n], or one-hot "
@@ -151,11 +131,3 @@ def class_weigher(class_weight):
         return x, y, weights if sample_weight is None else weights * sample_weight
 
     return weigh
-
-
-def update_masked_metrics(model, y, y_pred, mask):
-    """Updates the unweighted metrics of a one-output model with the rows that count."""
-    (y,), (y_pred,) = tf.nest.flatten(y), tf.nest.flatten(y_pred)
-    for compiled in model.metrics:
-        for metric in getattr(compiled, "metrics", ()):
-            metric.update_state(y, y_pred, mask)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tffed import random, tree
+from tffed import loss_scale, random, tree
 from tffed.model import ModelWeights
 
 
@@ -51,7 +51,10 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
 
         g = ∇ loss(w, batch);   g ← correct(g, w, w_0, extra);   w ← optimizer step(w, g)
 
-    Where the client trains part of the model, g is zero elsewhere (`bc.mask`).
+    Where the client trains part of the model, g is zero elsewhere (`bc.mask`). A weight on which
+    the loss does not depend stays as it is, as in Keras, and so do all in a step whose gradient
+    overflows in float16, after which the loss has half its factor. A client without examples takes
+    no step.
     The last batch of an epoch holds what is left, at its true size. The optimizer starts afresh.
     Where the model is `sampled`, a step instead draws each example with probability
     batch_size / count, from all of them, and g is divided by batch_size.
@@ -77,12 +80,13 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         stride = 1 if alike and steps is not None else width
         number = steps(bc) if callable(steps) else steps
         total = width * epochs if steps is None else tf.convert_to_tensor(number)
-        # Touches only the rows of an embedding that the batch does.
-        sparse = optimizer.plain_sgd and correct is None and not alike and not bc.mask
+        total = tf.where(count > 0, total, 0)  # a client without examples takes no step
+        # Keras's optimizers tell an embedding's rows from one another.
+        sparse = correct is None and not bc.mask and not model.sampled
         noise = random.client_noise(bc.noise, seed)
 
         def run_step(order, i, *carry):
-            weights, opt, sums = carry
+            weights, opt, sums, scale = carry
             epoch, place = i // width, i % width
             step = epoch * per_epoch + place
             seeds = random.model_seed(seed, step), random.noise_seed(noise, step)
@@ -91,17 +95,25 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
                 picked, mask = data.take(rows), None
             else:
                 picked, mask = _batch(data, order, place * batch, batch, batch_size)
-            grads, non_trainable, new = model.grad(
-                weights, picked, seeds[0], mask, sparse, seeds[1]
+            scaled = {"scale": scale.factor} if scale else {}
+            grads, weights, new = model.grad(
+                weights, picked, seeds[0], mask, sparse, seeds[1], **scaled
             )
+            used = [g is not None for g in grads]
+            grads = dense(grads, weights.trainable)
             if model.sampled:  # by the size that was expected, as the sample's own is a secret
                 grads = tree.scale(grads, tf.maximum(tf.size(rows), 1) / batch)
             if correct is not None:
                 grads = correct(grads, weights.trainable, initial.trainable, extra)
             if bc.mask:
                 grads = tree.multiply(grads, bc.mask)
-            opt, trainable = optimizer.step(opt, weights.trainable, grads)
-            done = ModelWeights(trainable, non_trainable), opt, tree.add(sums, new)
+            moved = optimizer.step(opt, weights.trainable, _of(grads, used))
+            if scale:
+                finite, scale = loss_scale.after(scale, grads)
+                moved = tree.select(finite, moved, (opt, weights.trainable))
+            opt, trainable = moved
+            weights = weights._replace(trainable=trainable)
+            done = weights, opt, tree.add(sums, new), scale
             return i + 1, *(tree.select(place < per_epoch, done, carry) if alike else done)
 
         def run_stride(i, *carry):
@@ -117,16 +129,28 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
 
         start = (
             tf.constant(0),
-            initial,
+            model.begin(initial),
             optimizer.init(initial.trainable, bc.learning_rate),
             model.zeros(data.arrays),
+            loss_scale.first() if model.scaled else (),
         )
-        _, weights, _, sums = tf.while_loop(
+        _, weights, _, sums, scale = tf.while_loop(
             lambda i, *_: i < total, run_stride, start, parallel_iterations=1
         )
-        return LocalResult(weights, sums, per_epoch * epochs if steps is None else total)
+        taken = per_epoch * epochs if steps is None else total
+        return LocalResult(model.end(weights), sums, scale.taken if scale else taken)
 
     return train
+
+
+def dense(grads, weights):
+    """Gradients with zeros for weights that have none; `tf.IndexedSlices` stay as they are."""
+    return tuple(tf.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True))
+
+
+def _of(grads, used):
+    """The gradients of the weights that have one, and None for the others."""
+    return tuple(g if u else None for g, u in zip(grads, used, strict=True))
 
 
 def _batches(count, batch):
@@ -138,5 +162,7 @@ def _batch(data, order, start, batch, batch_size):
     if data.valid is None:
         return data.take(order[start : tf.minimum(start + batch, data.count)]), None
     positions = start + tf.range(batch_size)
-    rows = tf.gather(order, tf.minimum(positions, order.shape[0] - 1))
-    return data.take(rows), tf.cast(positions < data.count, tf.float32)
+    there = positions < data.count
+    # Padding repeats the batch's first example: a row of no other client, and of no other batch.
+    positions = tf.minimum(tf.where(there, positions, start), order.shape[0] - 1)
+    return data.take(tf.gather(order, positions)), tf.cast(there, tf.float32)

@@ -1,10 +1,17 @@
-"""Which models may be padded and masked: those whose examples do not see one another."""
+"""Which models may be padded and masked: those whose examples do not see one another.
+
+What a model is made of tells whether it may be so, and whether XLA serves it; a trial on the data
+at hand, padded and not, decides.
+"""
 
 import keras
 import tensorflow as tf
 
-from tffed.keras_model import layers
+from tffed import random, tree
+from tffed.model_call import layers
 from tffed.recurrent import replaceable
+
+_ROWS, _PADDING, _CLOSE = 5, 2, 1e-3
 
 _LAYERS = (
     *("InputLayer", "Dense", "Flatten", "Reshape", "Permute", "RepeatVector", "Activation", "ReLU"),
@@ -29,8 +36,45 @@ _ALONG_AXES = (
 )
 
 
+def padding_is_exact(model, batch, still):
+    """Whether masked padding changes nothing, by trial: up to five examples with and without.
+
+    Args:
+        model: The functions of a `FunctionalModel`.
+        batch: `(x, y[, sample_weight])` with at least one example.
+        still: Whether to try the model in inference mode, as it draws random numbers in training.
+    """
+    rows = min(_ROWS, len(tf.nest.flatten(batch)[0]))
+    batch = tree.map(lambda leaf: tf.convert_to_tensor(leaf[:rows]), batch)
+    padded = tree.map(lambda leaf: tf.concat([leaf, leaf[:1], leaf[:1]], 0), batch)
+    mask = tf.constant([1.0] * rows + [0.0] * _PADDING)
+    seed = None if still else random.seed(0)
+    try:
+        found = _moved(model, batch, seed, None), _moved(model, padded, seed, mask)
+    except Exception:  # noqa: BLE001 - the path without padding will say what is wrong
+        return False
+    return all(_close(a, b) for a, b in zip(*map(tree.leaves, found), strict=True))
+
+
+def _moved(model, batch, seed, mask):
+    """What a step computes at weights near the present ones, at which nothing is zero by chance."""
+    weights = model.init()
+    trainable = tuple(
+        w + tf.cast(0.1 * random.normal(w.shape, random.seed(k)), w.dtype)
+        for k, w in enumerate(weights.trainable)
+    )
+    weights = model.begin(weights._replace(trainable=trainable))
+    grads, after, sums = model.grad(weights, batch, seed, mask)
+    return [tf.zeros(()) if g is None else g for g in grads], after, sums
+
+
+def _close(a, b):
+    a, b = tf.cast(a, tf.float64), tf.cast(b, tf.float64)
+    return bool(tf.norm(a - b) <= _CLOSE * tf.norm(a))
+
+
 def independent_examples(model):
-    """Whether masked padding leaves a model's loss, gradient and metrics exact, and XLA serves it.
+    """Whether masked padding may leave loss, gradient and metrics exact, and XLA serves the model.
 
     True for Sequential and functional models of one output of two dimensions, of Keras's own dense,
     embedding, attention and elementwise layers, recurrent ones with a loop of ours, and elementwise
@@ -44,6 +88,8 @@ def independent_examples(model):
         type(layer).__module__.startswith("keras.")
         and type(layer).__name__ in _LAYERS
         and not getattr(layer, "mask_zero", False)
+        and layer.activity_regularizer is None
+        and _elementwise(layer)
         and (replaceable(layer) or not isinstance(layer, keras.layers.RNN))
         for layer in layers(model)
     )
@@ -51,6 +97,7 @@ def independent_examples(model):
         return False
     means = all(
         getattr(loss, "reduction", "sum_over_batch_size") in ("sum_over_batch_size", "mean")
+        and getattr(loss, "ignore_class", None) is None
         for loss in tf.nest.flatten(model.loss)
     )
     compiled = getattr(model, "_compile_metrics", None)
@@ -72,6 +119,15 @@ def gives_each_a_value(function):
     kinds = (inner, function) if hasattr(inner, "__name__") else (type(inner), type(function))
     own = all(getattr(kind, "__module__", "").startswith("keras.") for kind in kinds)
     return own and name.lower() not in _WHOLE_BATCH
+
+
+def _elementwise(layer):
+    """Whether the functions that a layer applies are Keras's activations."""
+    found = (getattr(layer, name, None) for name in ("activation", "recurrent_activation"))
+    return all(
+        f is None or getattr(f, "__module__", "").startswith(("keras.src.activations", "keras.act"))
+        for f in found
+    )
 
 
 def _nodes(model):

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 from tffed import tree
+from tffed.stateless_optimizer import copied_slots, stateless_copy
 
 
 class OptimizerState(NamedTuple):
@@ -35,10 +36,11 @@ class Optimizer(NamedTuple):
     Attributes:
         init: `(params, learning_rate=None) -> OptimizerState`.
         step: `(state, params, grads) -> (state, params)`; flat tuples of tensors in Keras's order;
-            plain SGD also takes gradients that are `tf.IndexedSlices`.
+            an embedding's gradient may be `tf.IndexedSlices`. A parameter whose gradient is None
+            stays as it is; the others end within their variables' constraints.
         learning_rate: The initial learning rate, or None where a schedule gives it.
-        plain_sgd: True for gradient descent without momentum, decay, clipping or schedule, which
-            some algorithms (SCAFFOLD) require.
+        plain_sgd: True for gradient descent without momentum, decay, clipping, schedule or
+            constraints, which some algorithms (SCAFFOLD) require.
         any_shape: Whether tensors may have other shapes than the variables it was made for.
     """
 
@@ -53,8 +55,8 @@ def from_keras(optimizer, variables) -> Optimizer:
     """Builds the pure form of a Keras optimizer.
 
     Each step does what Keras does, in its order: clip the gradients (`clipnorm`, `clipvalue` or
-    `global_clipnorm`), decay the weights, update. A schedule is a function of the steps done since
-    `init`: on a client, since the round began.
+    `global_clipnorm`), decay the weights, update, project onto the constraints. A schedule is a
+    function of the steps done since `init`: on a client, since the round began.
 
     Args:
         optimizer: A `keras.optimizers.Optimizer`, or a name such as `"adam"`. Left as it is.
@@ -74,8 +76,18 @@ def from_keras(optimizer, variables) -> Optimizer:
         return _adapted(optimizer, list(variables))
     decay = optimizer.weight_decay or 0.0
     decayed = [bool(decay) and optimizer._use_weight_decay(v) for v in variables]
+    constraints = [getattr(v, "constraint", None) for v in variables]
     slots_of, update = update(optimizer)
     schedule, initial = _learning_rate(optimizer)
+
+    plain = (
+        type(optimizer) is keras.optimizers.SGD
+        and schedule is None
+        and not slots_of
+        and not decay
+        and optimizer.clipnorm is optimizer.clipvalue is optimizer.global_clipnorm is None
+        and not any(constraints)
+    )
 
     def init(params, learning_rate=None):
         rate = _rate(initial, learning_rate)
@@ -87,22 +99,42 @@ def from_keras(optimizer, variables) -> Optimizer:
         grads = _clip(optimizer, grads)
         columns = [state.slots[i :: len(params)] for i in range(len(params))]
         new = []
-        for param, grad, slots, decays in zip(params, grads, columns, decayed, strict=True):
+        rows = zip(params, grads, columns, decayed, constraints, strict=True)
+        for param, grad, slots, decays, constraint in rows:
+            if grad is None:
+                new.append((param, slots))
+                continue
             lr = tf.cast(rate, param.dtype)
             param = param - param * tf.cast(decay, param.dtype) * lr if decays else param
-            new.append(update(param, tf.cast(grad, param.dtype), slots, lr, state.iteration))
+            grad, square = _dense(grad, param.dtype, keep=plain)
+            param, slots = update(param, grad, square, slots, lr, state.iteration)
+            new.append((param if constraint is None else _projected(constraint, param), slots))
         params = tuple(param for param, _ in new)
         slots = tuple(slots[k] for k in range(len(slots_of)) for _, slots in new)
         return OptimizerState(state.iteration + 1, state.learning_rate, slots), params
 
-    plain = (
-        type(optimizer) is keras.optimizers.SGD
-        and schedule is None
-        and not slots_of
-        and not decay
-        and optimizer.clipnorm is optimizer.clipvalue is optimizer.global_clipnorm is None
-    )
-    return Optimizer(init, step, initial, plain)
+    any_shape = all(c is None or isinstance(c, keras.constraints.NonNeg) for c in constraints)
+    return Optimizer(init, step, initial, plain, any_shape)
+
+
+def _dense(grad, dtype, keep):
+    """A gradient and its square, as Keras's optimizers see them; `keep` leaves slices as they are.
+
+    Of a row of an embedding that comes up more than once in a batch they add up the gradients, and
+    the squares: (Σ g)², as of a dense gradient, is not what Keras takes.
+    """
+    if not isinstance(grad, tf.IndexedSlices):
+        grad = tf.cast(grad, dtype)
+        return grad, lambda: tf.square(grad)
+    if keep:
+        return grad, None
+    squares = tf.IndexedSlices(tf.square(grad.values), grad.indices, grad.dense_shape)
+    dense = tf.cast(tf.convert_to_tensor(grad), dtype)
+    return dense, lambda: tf.cast(tf.convert_to_tensor(squares), dtype)
+
+
+def _projected(constraint, param):
+    return tf.cast(constraint(param), param.dtype)
 
 
 def get(optimizer):
@@ -159,6 +191,12 @@ def _rate(initial, learning_rate):
 
 
 def _clip(optimizer, grads):
+    there = [g for g in grads if g is not None]
+    clipped = iter(_clipped(optimizer, there))
+    return tuple(None if g is None else next(clipped) for g in grads)
+
+
+def _clipped(optimizer, grads):
     if optimizer.clipnorm:
         return tuple(tf.clip_by_norm(g, optimizer.clipnorm) for g in grads)
     if optimizer.global_clipnorm:
@@ -170,11 +208,12 @@ def _clip(optimizer, grads):
 
 
 # Each native optimizer: a Keras optimizer -> (slot initialisers, update), where
-# update(param, grad, slots, learning_rate, iteration) -> (param, slots).
+# update(param, grad, square, slots, learning_rate, iteration) -> (param, slots), and square() is
+# that of the gradient.
 
 
 def _sgd(o):
-    def update(param, grad, slots, lr, _):
+    def update(param, grad, square, slots, lr, _):
         if isinstance(grad, tf.IndexedSlices):
             return tf.tensor_scatter_nd_sub(param, grad.indices[:, None], grad.values * lr), ()
         if not slots:
@@ -187,12 +226,12 @@ def _sgd(o):
 
 
 def _adam(o):
-    def update(param, grad, slots, lr, iteration):
+    def update(param, grad, square, slots, lr, iteration):
         t = tf.cast(iteration + 1, param.dtype)
         correction = tf.sqrt(1 - tf.pow(tf.cast(o.beta_2, param.dtype), t))
         alpha = lr * correction / (1 - tf.pow(tf.cast(o.beta_1, param.dtype), t))
         m = slots[0] + (grad - slots[0]) * (1 - o.beta_1)
-        v = slots[1] + (tf.square(grad) - slots[1]) * (1 - o.beta_2)
+        v = slots[1] + (square() - slots[1]) * (1 - o.beta_2)
         hat = (tf.maximum(slots[2], v),) if o.amsgrad else ()
         root = tf.sqrt(hat[0] if hat else v)
         return param - m * alpha / (root + o.epsilon), (m, v, *hat)
@@ -201,17 +240,17 @@ def _adam(o):
 
 
 def _adagrad(o):
-    def update(param, grad, slots, lr, _):
-        accumulator = slots[0] + tf.square(grad)
+    def update(param, grad, square, slots, lr, _):
+        accumulator = slots[0] + square()
         return param - lr * grad / tf.sqrt(accumulator + o.epsilon), (accumulator,)
 
     return (lambda p: tf.fill(tf.shape(p), tf.cast(o.initial_accumulator_value, p.dtype)),), update
 
 
 def _rmsprop(o):
-    def update(param, grad, slots, lr, _):
+    def update(param, grad, square, slots, lr, _):
         slots = list(slots)
-        velocity = o.rho * slots.pop(0) + (1 - o.rho) * tf.square(grad)
+        velocity = o.rho * slots.pop(0) + (1 - o.rho) * square()
         new = [velocity]
         momentum = slots.pop(0) if o.momentum > 0 else None
         denominator = velocity + o.epsilon
@@ -237,20 +276,19 @@ _NATIVE = {
 
 
 def _adapted(optimizer, variables) -> Optimizer:
-    """Runs a Keras optimizer's own code on tensors.
-
-    Keras's base class can do this through a `StatelessScope`; its TensorFlow class overrides the
-    methods that write to variables. A class placed before that one in the method resolution order
-    puts the base class's back.
-    """
-    stateless = _stateless_copy(optimizer, variables)
+    """Runs a Keras optimizer's own code on tensors."""
+    stateless = stateless_copy(optimizer, variables)
     schedule, initial = _learning_rate(optimizer)
     head = 1 if schedule else 2
     start = [v.numpy() for v in stateless.variables[head:]]
+    copies = copied_slots(optimizer, variables, head, start)
 
     def init(params, learning_rate=None):
-        del params  # the slots' first values were built with the variables
-        slots = tuple(tf.constant(x) for x in start)
+        # The slots' first values were built with the variables, or are the parameters' own.
+        slots = tuple(
+            tf.cast(params[copies[k]], x.dtype) if k in copies else tf.constant(x)
+            for k, x in enumerate(start)
+        )
         return OptimizerState(tf.constant(0, tf.int64), _rate(initial, learning_rate), slots)
 
     def step(state, params, grads):
@@ -261,26 +299,3 @@ def _adapted(optimizer, variables) -> Optimizer:
         return OptimizerState(values[0], state.learning_rate, tuple(values[head:])), tuple(params)
 
     return Optimizer(init, step, initial, any_shape=False)
-
-
-def _stateless_copy(optimizer, variables):
-    from keras.src.backend.tensorflow.optimizer import TFOptimizer
-    from keras.src.optimizers.base_optimizer import BaseOptimizer
-
-    restored = {
-        name: getattr(BaseOptimizer, name)
-        for name in vars(TFOptimizer)
-        if callable(getattr(BaseOptimizer, name, None)) and not name.startswith("__")
-    }
-    base = type("_Stateless", (TFOptimizer,), restored)
-    kind = type(optimizer)
-    try:
-        copy = type(kind.__name__, (kind, base), {}).from_config(optimizer.get_config())
-    except TypeError as error:
-        raise ValueError(
-            f"Expected an optimizer that can be built from its get_config(). Received: "
-            f"{kind.__name__}, which cannot: {error}. Give it a get_config with all its arguments."
-        ) from error
-    copy.exclude_from_weight_decay([v for v in variables if not optimizer._use_weight_decay(v)])
-    copy.build(variables)
-    return copy

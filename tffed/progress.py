@@ -1,5 +1,6 @@
 """Progress of a run: one line a round, and on a terminal a bar with the time left."""
 
+import math
 import sys
 import time
 
@@ -66,7 +67,7 @@ def round_line(number, rounds, logs, seconds_left):
     width = len(str(rounds))
     shown = {k: v for k, v in logs.items() if k not in _COUNTS and getattr(v, "ndim", 0) == 0}
     order = sorted(shown, key=lambda k: (k.startswith("val_"), not k.endswith("loss")))
-    metrics = [f"{k} {float(shown[k]):.4g}" for k in order]
+    metrics = [f"{k} {_number(float(shown[k]))}" for k in order]
     clients, examples = logs.get("clients", 0), logs.get("examples", 0)
     seconds = max(logs.get("seconds", 0.0), 1e-9)
     counts = [
@@ -80,6 +81,10 @@ def round_line(number, rounds, logs, seconds_left):
     if logs.get("dropped"):
         counts.insert(1, f"{logs['dropped']:.0f} left out (not finite)")
     return f"round {number:{width}}/{rounds}  {'  '.join(metrics)}  ({', '.join(counts)})"
+
+
+def _number(value):
+    return "undefined" if math.isnan(value) else f"{value:.4g}"
 
 
 def _bytes(count):

@@ -12,7 +12,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from tffed.keras_model import layers
+from tffed.model_call import layers
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import contextlib
 
 import tensorflow as tf
 
-from tffed.keras_model import layers
+from tffed.model_call import layers
 
 _SIZES = {"_input_spec", "_kernel", "filters"}
 

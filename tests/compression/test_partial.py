@@ -11,7 +11,7 @@ from tffed.aggregation import chain, mean
 from tffed.algorithms import fed_avg
 from tffed.compression import lora, send_only
 from tffed.data import from_dict
-from tffed.keras_model import statistics_of
+from tffed.model_call import state_of
 
 L = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -62,7 +62,7 @@ def test_only_adapters_travel_and_the_saved_model_has_them(tmp_path):
     kernels = [model.get_layer(n)._kernel.numpy() for n in ("first", "middle")]
     adapters = 2 * (4 + 8) + 2 * (8 + 6)
     assert sum(v.shape.num_elements() for v in model.trainable_variables) == adapters
-    assert statistics_of(model) == []
+    assert state_of(model).statistics == []
     (up, down), (less_up, less_down) = fit(plain), fit(model, jit=True, rounds=3)
     assert up - less_up == down - less_down == 4 * (plain.count_params() - adapters)
     for name, kernel in zip(("first", "middle"), kernels, strict=True):
@@ -102,7 +102,7 @@ def test_adapters_in_layers_of_layers_and_all_else_frozen():
     x = L.LayerNormalization()(L.MultiHeadAttention(2, 2)(x, x))
     model = lora(keras.Model(inputs, L.Dense(3)(L.Flatten()(x))), 1)
     assert all("lora" in v.name for v in model.trainable_variables)
-    assert len(model.trainable_variables) == 2 * 6 and statistics_of(model) == []
+    assert len(model.trainable_variables) == 2 * 6 and state_of(model).statistics == []
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 import tffed
-from tffed import optimizers, random
+from tffed import optimizers, random, tree
 from tffed.model import from_keras
+from tffed.model_call import example
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SIZES = (5, 23, 8, 17, 1, 40, 12, 9, 3)
@@ -29,6 +30,15 @@ def dense():
     return keras.Sequential(
         [keras.Input((6,)), layers.Dense(8, "tanh"), layers.LayerNormalization(), layers.Dense(3)]
     )
+
+
+def maskable(model, loss=LOSS, **arguments):
+    """Whether a trial on five examples shows that padding leaves a model's steps as they are."""
+    x = tree.map(lambda t: example(tf.TensorSpec(t.shape, t.dtype), rows=5), model.inputs[0])
+    y = tf.constant([0, 1, 0, 1, 1])
+    if len(model.outputs[0].shape) > 2:
+        y = tf.tile(y[:, None], [1, x.shape[1]])
+    return from_keras(model, loss, **arguments).maskable((x, y))
 
 
 def train(recipe, data, jit, model=None, parts=None, lanes=2, batched=False, **arguments):
@@ -191,17 +201,16 @@ CROSSINGS = {
 def test_models_whose_examples_see_one_another_are_not_masked(kind):
     x = keras.Input((6,))
     h = CROSSINGS[kind](keras.layers.Dense(4)(x))
-    assert not from_keras(keras.Model(x, keras.layers.Dense(3)(h)), LOSS).maskable
+    assert not maskable(keras.Model(x, keras.layers.Dense(3)(h)))
 
 
 def test_recurrent_layers_in_the_loop_of_keras_are_not_masked():
     layers = keras.layers
     for model in (
         [keras.Input((6,)), layers.Embedding(9, 4, mask_zero=True), layers.LSTM(3)],
-        [keras.Input((6, 2), batch_size=4), layers.GRU(3, stateful=True)],
         [keras.Input((6, 2)), layers.Bidirectional(layers.SimpleRNN(3, "relu"))],
     ):
-        assert not from_keras(keras.Sequential([*model, layers.Dense(3)]), LOSS).maskable
+        assert not maskable(keras.Sequential([*model, layers.Dense(3)]))
 
 
 @pytest.mark.parametrize(
@@ -225,18 +234,92 @@ def of_its_own(y, y_pred):
 )
 def test_what_may_have_averaged_a_batch_keeps_the_graph(arguments):
     loss = arguments.pop("loss", LOSS)
-    pure = from_keras(dense(), loss, **arguments)
-    assert not pure.maskable
-    own = [LOSS, "mse", keras.losses.Huber(), keras.losses.mean_squared_error]
+    assert not maskable(dense(), loss, **arguments)
     accuracy = ["accuracy", keras.metrics.SparseCategoricalAccuracy()]
-    assert all(from_keras(dense(), loss, metrics=accuracy).maskable for loss in own)
+    assert maskable(dense(), LOSS, metrics=accuracy)
 
 
 def test_an_output_a_step_keeps_the_graph():
     layers = keras.layers
     stack = [layers.Embedding(9, 4), layers.LSTM(5, return_sequences=True), layers.Dense(9)]
     model = keras.Sequential([keras.Input((6,), dtype="int32"), *stack])
-    assert not from_keras(model, LOSS).maskable
+    assert not maskable(model)
+
+
+PADDING_SHOWS = {
+    "activity regularizer": (lambda: keras.layers.Dense(4, activity_regularizer="l2"), LOSS),
+    "activation": (lambda: keras.layers.Dense(4, lambda t: t - OPS.mean(t, 0)[None]), LOSS),
+    "ignored class": (
+        lambda: keras.layers.Dense(4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PADDING_SHOWS)
+def test_what_sees_padding_is_found_by_trial_alone(kind, monkeypatch):
+    layer, loss = PADDING_SHOWS[kind]
+
+    def model():
+        return keras.Sequential([keras.Input((6,)), layer(), keras.layers.Dense(3)])
+
+    assert not maskable(model(), loss)
+    monkeypatch.setattr("tffed.keras_functions.independent_examples", lambda model: True)
+    assert not maskable(model(), loss) and maskable(dense())
+
+
+def test_sample_weights_of_any_rank_are_masked():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(9, 6)).astype("f"), rng.normal(size=(9, 1)).astype("f")
+    for weights in (np.arange(1.0, 10.0, dtype="f")[:, None], np.arange(1, 10)):
+        mine = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        theirs = keras.models.clone_model(mine)
+        theirs.set_weights(mine.get_weights())
+        fed = tffed.Federated(mine, tffed.fed_avg(local_steps=3, batch_size=16))
+        fed.compile(client_optimizer=keras.optimizers.SGD(0.1), loss="mse")
+        fed.fit({"a": (x, y, weights)}, verbose=0)
+        theirs.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+        for _ in range(3):
+            theirs.train_on_batch(x, y, weights)
+        for a, b in zip(mine.get_weights(), theirs.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["in turns", "side by side"])
+def test_an_infinity_leaves_out_the_client_that_holds_it(batched):
+    rng = np.random.default_rng(0)
+    data = {
+        i: (rng.normal(size=(n, 6)).astype(np.float32), rng.integers(0, 3, n))
+        for i, n in enumerate((16, 9, 5))
+    }
+    data[0][0][0] = 3e38
+    state, history, capacity = train(
+        tffed.fed_avg(batch_size=16), tffed.data.from_dict(data), True, batched=batched
+    )
+    assert capacity == 16 and [h["dropped"] for h in history] == [1, 1, 1]
+    del data[0]
+    others, _, _ = train(tffed.fed_avg(batch_size=16), tffed.data.from_dict(data), True)
+    assert_close(state.weights, others.weights)
+
+
+def test_an_id_without_a_row_leaves_out_its_client():
+    def model():
+        keras.utils.set_random_seed(4)
+        layers = keras.layers
+        return keras.Sequential(
+            [keras.Input((7,), dtype="int32"), layers.Embedding(11, 4), layers.Flatten(),
+             layers.Dense(3)]
+        )  # fmt: skip
+
+    rng = np.random.default_rng(0)
+    data = {i: (rng.integers(0, 11, (9, 7), "int32"), rng.integers(0, 3, 9)) for i in range(2)}
+    expected, _, _ = train(tffed.fed_avg(batch_size=4), tffed.data.from_dict(data), True, model())
+    for wrong in (11, -1):
+        bad = np.where(np.arange(7) == 3, wrong, data[0][0])
+        population = tffed.data.from_dict({**data, "bad": (bad.astype("int32"), data[0][1])})
+        state, history, capacity = train(tffed.fed_avg(batch_size=4), population, True, model())
+        assert capacity == 9 and history[0]["dropped"] == 1
+        assert_close(state.weights, expected.weights)
 
 
 def test_a_whole_client_batch_keeps_the_graph():

@@ -84,6 +84,6 @@ def averaging(
         server_optimizer=server_optimizer,
         aggregator=aggregator,
         learning_rate=client_optimizer.learning_rate,
-        maskable=model.maskable and batch_size is not None,
+        maskable=None if batch_size is None else model.maskable,
         **hooks,
     )

@@ -6,7 +6,7 @@ from tffed import random, tree
 from tffed.algorithm import LocalUpdate, Recipe, Uses
 from tffed.arguments import positive_integer
 from tffed.composition import compose
-from tffed.model import ModelWeights
+from tffed.local import dense
 
 
 def fed_sgd(*, batch_size=None) -> Recipe:
@@ -54,34 +54,39 @@ def fed_sgd(*, batch_size=None) -> Recipe:
 def _full_gradient(model, batch_size):
     """`(weights, data, seed, noise) -> (gradients, non_trainable, sums)` over a client's rows."""
 
-    def full_batch(weights, data, seed, noise):
-        rows = data.take(data.rows)
-        return model.grad(
-            weights, rows, random.model_seed(seed, 0), noise=random.noise_seed(noise, 0)
+    def one(weights, batch, seed, noise, t):
+        grads, after, sums = model.grad(
+            weights, batch, random.model_seed(seed, t), noise=random.noise_seed(noise, t)
         )
+        if any(a is not b for a, b in zip(after.trainable, weights.trainable, strict=True)):
+            raise ValueError(
+                "fed_sgd's clients send gradients. Received: a model whose training call assigns "
+                "weights that are trained (as SpectralNormalization does), which would be lost. "
+                "Use fed_avg."
+            )
+        pairs = zip(dense(grads, weights.trainable), weights.trainable, strict=True)
+        return tuple(tf.ensure_shape(g, w.shape) for g, w in pairs), after, sums
+
+    def full_batch(weights, data, seed, noise):
+        grads, after, sums = one(model.begin(weights), data.take(data.rows), seed, noise, 0)
+        return grads, model.end(after).non_trainable, sums
 
     def in_batches(weights, data, seed, noise):
         count = data.count
 
-        def body(t, total, non_trainable, sums):
+        def body(t, total, weights, sums):
             rows = data.rows[t * batch_size : tf.minimum((t + 1) * batch_size, count)]
-            here = ModelWeights(weights.trainable, non_trainable)
-            grads, non_trainable, new = model.grad(
-                here,
-                data.take(rows),
-                random.model_seed(seed, t),
-                noise=random.noise_seed(noise, t),
-            )
+            grads, weights, new = one(weights, data.take(rows), seed, noise, t)
             total = tree.add(total, tree.scale(grads, tf.size(rows) / count))
-            return t + 1, total, non_trainable, tree.add(sums, new)
+            return t + 1, total, weights, tree.add(sums, new)
 
         zeros = tree.zeros_like(weights.trainable)
-        _, total, non_trainable, sums = tf.while_loop(
+        _, total, after, sums = tf.while_loop(
             lambda t, *_: t * batch_size < count,
             body,
-            (tf.constant(0), zeros, weights.non_trainable, model.zeros(data.arrays)),
+            (tf.constant(0), zeros, model.begin(weights), model.zeros(data.arrays)),
             parallel_iterations=1,
         )
-        return total, non_trainable, sums
+        return total, model.end(after).non_trainable, sums
 
     return full_batch if batch_size is None else in_batches

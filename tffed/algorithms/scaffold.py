@@ -78,7 +78,7 @@ def _build(
         server_optimizer=server_optimizer,
         aggregator=aggregator,
         learning_rate=client_optimizer.learning_rate,
-        maskable=model.maskable and batch_size is not None,
+        maskable=None if batch_size is None else model.maskable,
         client_init=lambda bc: tree.zeros_like(bc.weights.trainable),
         server_init=lambda w, n: (tree.zeros_like(w.trainable), tf.constant(n, tf.float32)),
         server_update=server_update,

@@ -105,14 +105,14 @@ def step_cost(model, spec, batch_size, optimizer=None, part=WHOLE) -> StepCost:
     def step(weights, batch, seed, noise):
         sparse = optimizer is not None and optimizer.plain_sgd
         found = model.grad(weights, batch, seed, sparse=sparse, noise=noise)
-        grads, forward = found[0], tf.nest.flatten(found[1:])
+        grads, forward = found[0], tf.nest.flatten((found[1].non_trainable, found[2]))
         state = optimizer and optimizer.init(weights.trainable)
         slots = state.slots if state else ()
         slots = tree.map(lambda s: tf.compat.v1.placeholder(s.dtype, s.shape), slots)
         stepped = []
         if optimizer:
             stepped = optimizer.step(state._replace(slots=slots), weights.trainable, grads)
-        leaves = tf.nest.flatten(grads, expand_composites=True)
+        leaves = tf.nest.flatten([g for g in grads if g is not None], expand_composites=True)
         stepped = tf.nest.flatten(stepped)
         sizes.append((len(forward), len(leaves), tree.nbytes(slots)))
         return forward, leaves, stepped

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed.aggregation.stage import Coded, Stage
 from tffed.arguments import positive_integer
-from tffed.keras_model import layers as layers_of
+from tffed.model_call import layers as layers_of
 
 
 def send_only(model, layers) -> Stage:

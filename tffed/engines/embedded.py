@@ -12,6 +12,7 @@ from tffed import random, tree
 from tffed.engines.cohort import alike, chunks
 from tffed.engines.program import trace
 from tffed.engines.reading import Reader
+from tffed.model_call import example
 
 # Sorting and indexing the padded rows of small clients costs too much beyond this.
 _MOST_ROWS = 8192
@@ -79,9 +80,11 @@ class Embedded:
         self.algorithm = algorithm
         self.lanes = lanes
         self.bytes_up = self.bytes_down = 0
-        self._jit = jit_compile and algorithm.maskable
+        self._padded = {}
+        self._may_jit = bool(jit_compile and algorithm.maskable)
+        self._may_batch = gpu if batched is None else batched
+        self._jit = self._batched = False
         self._processes = False if processes is None and gpu else processes
-        self._batched = self._jit and (gpu if batched is None else batched)
         self._workers = None
         self._threads = ThreadPoolExecutor(lanes)
         self._check = check
@@ -106,6 +109,7 @@ class Embedded:
             `(state, metrics)`: the new state and a dictionary of float32 tensors.
         """
         bc, fresh = self._start(state)
+        self._settle(clients)
         parts, program, total, states = self._parts(clients, ids), None, None, {}
         self.bytes_up = self.bytes_down = 0
         self._start_workers(len(parts))
@@ -150,6 +154,17 @@ class Embedded:
             self._begin = begin.get_concrete_function(tree.spec(state))
             self._specs = (tree.spec(state), *tree.spec(self._begin.structured_outputs))
         return self._begin(state)
+
+    def _settle(self, clients):
+        """Decides by a trial whether such clients may be padded, and so compiled by XLA."""
+        if not self._may_jit:
+            return
+        key = str(clients.spec)
+        if key not in self._padded:
+            batch = tree.map(lambda spec: example(spec, rows=5), clients.spec)
+            self._padded[key] = self.algorithm.maskable(batch)
+        self._jit = self._padded[key]
+        self._batched = self._jit and self._may_batch
 
     def _parts(self, clients, ids):
         """The ids of each chunk."""

@@ -168,13 +168,15 @@ def private_gradients(model, keras_model, example_level, keras_optimizer=None) -
             )
         total, parts, sums = compute(weights, batch, seed, mask)
         grads = add_noise(total, parts, noise)
-        return tuple(grads), weights.non_trainable, sums
+        return tuple(grads), weights, sums
 
     return model._replace(
         grad=grad,
         mechanism=example_level.mechanism,
         sampled=sampled,
-        maskable=model.maskable and not sampled,  # a sample has no largest size to pad to
+        # A sample has no largest size to pad to.
+        maskable=(lambda batch: False) if sampled else model.maskable,
+        scaled=False,
     )
 
 

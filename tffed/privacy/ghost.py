@@ -12,8 +12,8 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from tffed.keras_model import layers
 from tffed.maskable import gives_each_a_value
+from tffed.model_call import layers
 from tffed.privacy.ghost_layers import taps_of
 
 

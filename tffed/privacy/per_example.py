@@ -8,7 +8,8 @@ import keras
 import tensorflow as tf
 
 from tffed import random, tree
-from tffed.keras_model import layers, seeds_of, statistics_of
+from tffed.local import dense
+from tffed.model_call import CallScope, call, example, global_seed, layers, state_of
 from tffed.privacy import ghost
 
 _TRIED, _CLOSE = 3, 1e-3
@@ -133,7 +134,7 @@ def _one_by_one(over_rows, model, keras_model, weights, batch, seed, mask, clipp
     def one(element):
         own, row = element
         grads, _, sums = model.grad(weights, tree.map(lambda leaf: leaf[None], row), own)
-        return grads, sums
+        return dense(grads, weights.trainable), sums
 
     # Dropout's; where there is none, nothing is drawn.
     seeds = tf.map_fn(lambda k: random.fold_in(seed, k), tf.range(rows), fn_output_signature=_SEED)
@@ -199,7 +200,7 @@ def _choose(model, keras_model, method, batch):
     spec = tree.map(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), batch)
 
     def choose():
-        model.zeros(tree.map(functools.partial(_example, rows=1), spec))  # builds the metrics
+        model.zeros(tree.map(functools.partial(example, rows=1), spec))  # builds the metrics
         _check_training(keras_model, spec)
         failed = []
         for name in _METHODS if method == "auto" else [method]:
@@ -224,26 +225,28 @@ def _choose(model, keras_model, method, batch):
 
 
 def _check_training(keras_model, spec):
-    """Checks what a model adds to its loss or updates in training, which only a call shows."""
-    x = tree.map(functools.partial(_example, rows=2), spec[0])
-    with keras.StatelessScope(collect_losses=True) as scope:
-        keras_model(x, training=True)
+    """Checks what a model adds to its loss or changes in training, which only a call shows."""
+    x = tree.map(functools.partial(example, rows=2), spec[0])
+    with CallScope() as scope:
+        call(keras_model, x, training=True)
     _check_no_terms(scope.losses)
-    for variable in statistics_of(keras_model):
-        if scope.get_current_value(variable) is not None:
-            raise ValueError(
-                "Expected a model of which training changes the trained weights only. Received: "
-                f"{variable.path}, a statistic of the examples, which noise on the gradients does "
-                "not hide. Freeze its layer."
-            )
+    free = {id(v) for v in (*state_of(keras_model).seeds, *keras_model.metrics_variables)}
+    free.add(id(global_seed()))
+    changed = [v.path for k, v in scope.assigned.items() if k not in free]
+    if changed:
+        raise ValueError(
+            "Expected a model of which training changes the trained weights only, by its "
+            f"gradients. Received: {', '.join(changed)}, which a call changes by the examples it "
+            "sees, and which noise on the gradients does not hide. Freeze its layer."
+        )
 
 
 def _try(method, name, model, keras_model, spec):
     """Checks a method on random weights and examples; the errors are only for `_choose`."""
     # Dropout draws other numbers for a batch than for single examples.
-    still = name == "ghost" and seeds_of(keras_model)
+    still = name == "ghost" and state_of(keras_model).seeds
     seed = None if still else random.seed(0)
-    batch = tree.map(functools.partial(_example, rows=_TRIED), spec)
+    batch = tree.map(functools.partial(example, rows=_TRIED), spec)
     weights = model.init()
     weights = weights._replace(
         trainable=tuple(
@@ -268,12 +271,3 @@ def _try(method, name, model, keras_model, spec):
     error, size = tree.global_norm(tree.subtract(list(total), expected)), tree.global_norm(expected)
     if not (error <= _CLOSE * size and size > 0):
         raise ValueError("its gradients are not those of single examples")
-
-
-def _example(spec, rows):
-    """Random values of a shape and dtype: valid as indices, and as labels of two classes."""
-    shape = [rows, *(size or 4 for size in spec.shape[1:])]
-    if spec.dtype.is_floating:
-        return tf.random.stateless_uniform(shape, (2, 3), dtype=spec.dtype)
-    bits = tf.random.stateless_uniform(shape, (2, 4), 0, 2, tf.int32)
-    return tf.cast(bits, spec.dtype)

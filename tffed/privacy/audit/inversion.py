@@ -8,6 +8,7 @@ import tensorflow as tf
 from tffed import random, tree
 from tffed.arguments import positive_integer
 from tffed.extras import require
+from tffed.local import dense
 from tffed.model import from_keras
 
 _DISTANCES = ("squared", "cosine")
@@ -187,6 +188,7 @@ def _objective(model, weights, observed, shape, labels, distance):
         with tf.GradientTape() as tape:
             tape.watch(x)
             grads, _, _ = model.grad(weights, (tf.reshape(x, shape), labels), seed)
+            grads = dense(grads, weights.trainable)
             own = tree.pack(grads)[0]
             if distance == "squared":
                 far = tf.reduce_sum(tf.square(own - target)) / norm**2

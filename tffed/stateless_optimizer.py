@@ -1,0 +1,56 @@
+"""Keras optimizers of any class, whose own code runs on tensors instead of variables."""
+
+import keras
+import tensorflow as tf
+
+
+def copied_slots(optimizer, variables, head, start):
+    """Which slots begin as copies of which variables (as those of ScheduleFreeAdamW do).
+
+    Found with variables of other values, each of one of its own.
+    """
+    others = [
+        keras.Variable(tf.fill(v.shape, tf.cast(k + 1.5, v.dtype)), name=v.name)
+        for k, v in enumerate(variables)
+    ]
+    slots = [v.numpy() for v in stateless_copy(optimizer, others).variables[head:]]
+    found = {}
+    for place, (mine, other) in enumerate(zip(start, slots, strict=True)):
+        if other.size and (mine.shape != other.shape or not (mine == other).all()):
+            found[place] = round(float(other.flat[0]) - 1.5)
+            if not (other == other.flat[0]).all() or found[place] not in range(len(variables)):
+                raise ValueError(
+                    "Expected an optimizer whose state begins with zeros, constants or the "
+                    f"weights. Received: {type(optimizer).__name__}, some of whose slots are "
+                    "computed from the weights. Use another optimizer."
+                )
+    return found
+
+
+def stateless_copy(optimizer, variables):
+    """A copy of a Keras optimizer whose `stateless_apply` works.
+
+    Keras's base class can run on tensors through a `StatelessScope`; its TensorFlow class overrides
+    the methods that write to variables. A class placed before that one in the method resolution
+    order puts the base class's back.
+    """
+    from keras.src.backend.tensorflow.optimizer import TFOptimizer
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+    restored = {
+        name: getattr(BaseOptimizer, name)
+        for name in vars(TFOptimizer)
+        if callable(getattr(BaseOptimizer, name, None)) and not name.startswith("__")
+    }
+    base = type("_Stateless", (TFOptimizer,), restored)
+    kind = type(optimizer)
+    try:
+        copy = type(kind.__name__, (kind, base), {}).from_config(optimizer.get_config())
+    except TypeError as error:
+        raise ValueError(
+            f"Expected an optimizer that can be built from its get_config(). Received: "
+            f"{kind.__name__}, which cannot: {error}. Give it a get_config with all its arguments."
+        ) from error
+    copy.exclude_from_weight_decay([v for v in variables if not optimizer._use_weight_decay(v)])
+    copy.build(variables)
+    return copy
