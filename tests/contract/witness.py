@@ -29,6 +29,8 @@ class Trial(NamedTuple):
         batch_size: Examples in a batch.
         steps: Local steps of each client.
         rounds: Rounds of all clients.
+        gradients: Whether clients send the gradient of all their examples (`fed_sgd`) instead of
+            training; the optimizer, plain gradient descent, is then the server's.
         tolerance: What the weights may differ by, relative to the largest movement.
         eager: Whether Keras can take the steps of the witness eagerly.
         after_compile: `(model) -> None`: what the user does between `compile` and `fit`.
@@ -44,6 +46,7 @@ class Trial(NamedTuple):
     batch_size: int = 4
     steps: int = 2
     rounds: int = 1
+    gradients: bool = False
     tolerance: float = TOLERANCE
     eager: bool = True
     after_compile: Callable = lambda model: None
@@ -98,9 +101,12 @@ def fresh(make):
 def federated(trial, by_client=False, **path) -> Outcome:
     """Trains with tffed."""
     recipe = tffed.fed_avg(local_steps=trial.steps, batch_size=trial.batch_size)
+    optimizer = {"client_optimizer": trial.optimizer()}
+    if trial.gradients:
+        recipe, optimizer = tffed.fed_sgd(), {"server_optimizer": trial.optimizer()}
     fed = tffed.Federated(trial.model, recipe, seed=SEED)
     fed.compile(
-        client_optimizer=trial.optimizer(),
+        **optimizer,
         loss=trial.loss,
         class_weight=trial.class_weight,
         batch_norm=trial.batch_norm,
@@ -148,6 +154,8 @@ def witness(trial, by_client=False) -> Outcome:
 
 
 def _loop(trial):
+    if trial.gradients:
+        return {"steps": 1}
     return {"batch_size": trial.batch_size, "steps": trial.steps}
 
 
