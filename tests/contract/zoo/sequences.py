@@ -111,6 +111,11 @@ def time_distributed():
     return regression(L.TimeDistributed(inner), L.TimeDistributed(L.Dense(2)), L.Flatten())
 
 
+@case
+def time_distributed_batch_normalisation():
+    return regression(L.TimeDistributed(L.BatchNormalization()), L.Flatten())
+
+
 # Masks.
 
 

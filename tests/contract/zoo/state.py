@@ -280,6 +280,65 @@ def custom_gradient():
     return regression(L.Dense(4), GradientOfItsOwn())
 
 
+class Backwards(L.Layer):
+    """A custom gradient that reads a weight when the gradient is taken, after the call."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+        self.gain = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        @tf.custom_gradient
+        def halved(t):
+            return t * 2.0, lambda upstream: upstream * 0.5 * ops.convert_to_tensor(self.scale)
+
+        return halved(x) * self.scale * self.gain
+
+
+@case
+def custom_gradient_that_reads_a_weight():
+    slow = lambda: keras.optimizers.SGD(0.05)  # noqa: E731
+    return regression(L.Dense(4), Backwards())._replace(steps=3, optimizer=slow)
+
+
+class Again(L.Layer):
+    """Computes a layer again for its gradient, as a checkpoint that saves memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(4, "tanh")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return tf.recompute_grad(lambda t: self.dense(t))(x)
+
+
+@case
+def layer_computed_again_for_the_gradient():
+    return regression(Again())._replace(steps=3)
+
+
+class Inside(L.Layer):
+    """Calls a layer with statistics within a function of TensorFlow's."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = L.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x, training=False):
+        return tf.function(lambda t: self.norm(t, training=training))(x)
+
+
+@case(refused="loops|inside")
+def statistics_within_a_tf_function():
+    return regression(L.Dense(4), Inside())
+
+
 class Outer:
     """A plain Python object that Keras does not look into."""
 
