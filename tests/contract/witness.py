@@ -32,7 +32,6 @@ class Trial(NamedTuple):
         gradients: Whether clients send the gradient of all their examples (`fed_sgd`) instead of
             training; the optimizer, plain gradient descent, is then the server's.
         tolerance: What the weights may differ by, relative to the largest movement.
-        eager: Whether Keras can take the steps of the witness eagerly.
         after_compile: `(model) -> None`: what the user does between `compile` and `fit`.
     """
 
@@ -48,7 +47,6 @@ class Trial(NamedTuple):
     rounds: int = 1
     gradients: bool = False
     tolerance: float = TOLERANCE
-    eager: bool = True
     after_compile: Callable = lambda model: None
 
 
@@ -167,16 +165,12 @@ def _client(trial, initial, data, positions):
     model.optimizer = trial.optimizer()
     if model.dtype_policy.name == "mixed_float16":  # as `Model.compile` does
         model.optimizer = keras.optimizers.LossScaleOptimizer(model.optimizer)
-    step = model.train_step
-    if not trial.eager:
-        model.optimizer.build(model.trainable_variables)
-        step = tf.function(step, autograph=False)
     for rows in positions:
         batch = tf.nest.map_structure(lambda a: tf.convert_to_tensor(a[rows]), _cut(data))  # noqa: B023
         if trial.class_weight:
             weights = class_weight_to_sample_weights(batch[1], trial.class_weight)
             batch = (*batch, tf.convert_to_tensor(weights))
-        step(batch)
+        model.train_step(batch)
     return [v.numpy() for v in model.variables]
 
 

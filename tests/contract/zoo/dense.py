@@ -131,11 +131,11 @@ def low_rank_adapters():
     return Trial(model, regression())
 
 
-@case
+@case(refused="overwrites")
 def float8():
     model = two_layers(units=4)
     model.layers[0].quantize("float8")
-    return Trial(model, clients(real(6), real(4)), eager=False)
+    return Trial(model, clients(real(6), real(4)))
 
 
 @case(slow=True)
