@@ -18,24 +18,20 @@ class Case(NamedTuple):
         name: Its name, that of the function.
         make: `() -> Trial`.
         refused: The message that tffed refuses it with, a pattern, if it does.
-        slow: Whether it is left out of the default run.
-        also: Names of the other paths that the default run takes it through.
     """
 
     name: str
     make: Callable
     refused: str | None
-    slow: bool
-    also: tuple
 
 
-def case(function=None, *, refused=None, slow=False, also=(), name=None):
+def case(function=None, *, refused=None, name=None):
     """Puts a function that makes a `Trial` among the cases."""
 
     def register(function):
         key = name or function.__name__
         assert key not in CASES, f"two cases are called {key}"
-        CASES[key] = Case(key, function, refused, slow, tuple(also))
+        CASES[key] = Case(key, function, refused)
         return function
 
     return register if function is None else register(function)

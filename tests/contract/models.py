@@ -1,4 +1,4 @@
-"""The zoo: all cases, by name."""
+"""The zoo: all cases by name, and those of the default run."""
 
 from tests.contract.case import CASES
 from tests.contract.zoo import (  # noqa: F401  (each registers its cases)
@@ -12,4 +12,64 @@ from tests.contract.zoo import (  # noqa: F401  (each registers its cases)
     structure,
 )
 
-__all__ = ["CASES"]
+# What the default run takes through the default path, some four minutes of one processor, and the
+# other paths that it takes them through; refusals are all in it, and the slow run has everything.
+QUICK = {
+    "dense": ("batched",),
+    "activity_regularizer": ("graph", "payloads"),
+    "activity_regularizer_in_nested_models": (),
+    "activation_across_the_batch": ("batched",),
+    "partly_frozen": (),
+    "constraint_non_negative": ("payloads",),
+    "constraint_unit_norm_two_rounds": (),
+    "constraint_of_bias_and_of_the_user": (),
+    "constraint_of_embeddings": (),
+    "sample_weights_in_a_column": ("processes", "batched"),
+    "sample_weights_of_whole_numbers": (),
+    "sample_weights_by_step": (),
+    "loss_divided_by_its_weights": (),
+    "class_weights": ("graph",),
+    "class_weights_of_negative_labels": (),
+    "ignored_class_0": ("batched",),
+    "ignored_class_minus_1": (),
+    "ignored_class_255": (),
+    "inputs_of_uint8": (),
+    "convolutions_together": (),
+    "batch_normalisation": ("payloads",),
+    "application_mobilenet": (),
+    "lstm": ("graph",),
+    "recurrent_cell_of_the_user": (),
+    "encoder_and_decoder": (),
+    "mask_zero_of_a_sequence_loss": ("processes",),
+    "mask_zero_attention": (),
+    "embedding_with_plain_sgd": ("batched",),
+    "inputs_by_name": (),
+    "outputs_by_name": (),
+    "outputs_of_which_one_has_no_loss": (),
+    "outputs_with_sample_weights_by_name_in_a_column": (),
+    "subclass_with_training": (),
+    "preprocessing": (),
+    "losses_of_several_kinds": (),
+    "loss_across_the_batch": ("batched",),
+    "metrics_of_two_classes": (),
+    "metric_that_is_a_function": (),
+    "metric_with_a_dictionary": (),
+    "optimizer_adam": ("graph",),
+    "optimizer_schedule_free": (),
+    "weights_without_gradient_sgd": (),
+    "weights_without_gradient_nadam": (),
+    "embedding_by_adam": (),
+    "spectral_normalisation": ("payloads",),
+    "statistic_assigned_in_a_call": ("processes",),
+    "counter_of_calls": ("graph",),
+    "flag_of_the_first_call": (),
+    "vector_quantisation": (),
+    "loss_added_in_a_call": (),
+    "compute_loss_without_training": (),
+    "compute_loss_across_the_batch": (),
+    "custom_gradient_that_reads_a_weight": (),
+    "layer_computed_again_for_the_gradient": (),
+    "mixed_float16_that_overflows": (),
+}
+
+__all__ = ["CASES", "QUICK"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.contract.models import CASES
+from tests.contract.models import CASES, QUICK
 from tests.contract.witness import LEAST, compare, federated
 
 PATHS = {
@@ -19,7 +19,8 @@ def _runs():
         for path in PATHS:
             if case.refused and path != "default":
                 continue
-            slow = case.slow or path not in ("default", "graph", *case.also)
+            quick = ("default", *QUICK.get(case.name, ())) if case.name in QUICK else ()
+            slow = not case.refused and path not in quick
             yield pytest.param(
                 case.name, path, id=f"{case.name}-{path}", marks=[pytest.mark.slow] * slow
             )
@@ -74,4 +75,4 @@ def test_gradients_refuse_weights_assigned_in_a_call():
 
 
 def test_there_are_enough_cases():
-    assert len(CASES) >= 60
+    assert len(CASES) >= 60 and set(QUICK) <= set(CASES)

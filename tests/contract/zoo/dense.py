@@ -24,18 +24,18 @@ def two_layers(units=1, **options):
     return chain((6,), L.Dense(4, "tanh", **options), L.Dense(units))
 
 
-@case(also=("processes", "payloads", "batched"))
+@case
 def dense():
     return Trial(two_layers(), regression(), compiled={"metrics": ["mae"]})
 
 
-@case(also=("payloads", "batched"))
+@case
 def classifier_with_accuracy():
     compiled = {"metrics": ["accuracy"]}
     return Trial(two_layers(3), classes(), SPARSE(from_logits=True), compiled=compiled)
 
 
-@case(also=("batched",))
+@case
 def kernel_and_bias_regularizers():
     hidden = two_layers(
         kernel_regularizer=keras.regularizers.L1L2(0.01, 0.1),
@@ -50,7 +50,7 @@ def orthogonal_regularizer():
     return Trial(two_layers(kernel_regularizer=regularizer), regression())
 
 
-@case(also=("processes", "payloads", "batched"))
+@case
 def activity_regularizer():
     return Trial(two_layers(activity_regularizer=keras.regularizers.L2(0.1)), regression())
 
@@ -89,7 +89,7 @@ def activity_regularization_layer():
     return Trial(model, regression())
 
 
-@case(also=("batched",))
+@case
 def activation_across_the_batch():
     model = chain((6,), L.Dense(4, lambda t: t - ops.mean(t, 0, keepdims=True)), L.Dense(1))
     return Trial(model, regression())
@@ -138,7 +138,7 @@ def float8():
     return Trial(model, clients(real(6), real(4)))
 
 
-@case(slow=True)
+@case
 def int8_layer():
     model = chain((6,), L.Dense(4, "tanh"), L.Dense(1))
     model.layers[0].quantize("int8")
@@ -180,7 +180,7 @@ def constrained(constraint, optimizer=None, **options):
     return trial if optimizer is None else trial._replace(optimizer=optimizer)
 
 
-@case(also=("processes", "payloads", "batched"))
+@case
 def constraint_non_negative():
     return constrained("non_neg")
 
@@ -205,7 +205,7 @@ def constraint_unit_norm_two_rounds():
     return constrained(keras.constraints.UnitNorm())._replace(rounds=2)
 
 
-@case(slow=True)
+@case
 def constraint_min_max_norm():
     return constrained(keras.constraints.MinMaxNorm(0.4, 0.6, rate=0.5))
 
@@ -222,7 +222,7 @@ def constraint_of_embeddings():
     return Trial(model, clients(whole(7, 5), real(1)))
 
 
-@case(slow=True)
+@case
 def constraint_of_normalisation():
     norm = L.BatchNormalization(gamma_constraint="non_neg", beta_constraint="non_neg")
     return Trial(chain((6,), L.Dense(4), norm, L.Dense(1)), regression())
@@ -231,12 +231,12 @@ def constraint_of_normalisation():
 # Sample weights and class weights.
 
 
-@case(also=("payloads", "batched"))
+@case
 def sample_weights():
     return Trial(two_layers(), clients(real(6), real(1), share()))
 
 
-@case(also=("processes", "batched"))
+@case
 def sample_weights_in_a_column():
     return Trial(two_layers(), clients(real(6), real(1), share(1)))
 
@@ -275,7 +275,7 @@ def loss_divided_by_its_weights():
     return Trial(two_layers(), clients(real(6), real(1), share()), loss)
 
 
-@case(also=("batched",))
+@case
 def class_weights():
     compiled = {"metrics": ["accuracy"], "weighted_metrics": ["accuracy"]}
     return Trial(
@@ -300,7 +300,7 @@ def class_weights_of_negative_labels():
     return Trial(two_layers(), data, "hinge", class_weight={-1: 5.0, 1: 1.0})
 
 
-@case(also=("batched",))
+@case
 def ignored_class_0():
     data = classes(seed=FIRST_LABEL_NOT_0)
     return Trial(two_layers(3), data, SPARSE(from_logits=True, ignore_class=0))
@@ -346,7 +346,7 @@ def inputs_of_float64():
     return Trial(two_layers(), clients(real(6, dtype="float64"), real(1, dtype="float64")))
 
 
-@case(slow=True)
+@case
 def inputs_of_float16():
     return Trial(two_layers(), clients(real(6, dtype="float16"), real(1)))
 
@@ -368,6 +368,6 @@ def one_client_larger_than_the_batch_only():
     return Trial(two_layers(), clients(real(6), real(1), sizes=(10,)), steps=3)
 
 
-@case(also=("batched",))
+@case
 def batches_larger_than_the_clients():
     return Trial(two_layers(), regression(), batch_size=16)

@@ -6,7 +6,7 @@ from keras import layers as L
 from tests.contract.case import case, chain, clients, real, whole
 from tests.contract.witness import Trial
 
-# Branches of one model in the default run; each a case of its own in the slow one.
+# Each a case of its own, and branches of one model.
 CONVOLUTIONS = {
     "conv_1d": ((6, 2), lambda: [L.Conv1D(3, 3, padding="causal", dilation_rate=2)]),
     "conv_2d": ((5, 5, 2), lambda: [L.Conv2D(3, 3, activation="relu"), L.Conv2D(2, 2)]),
@@ -67,19 +67,19 @@ def _together(branches):
 
 for group in (CONVOLUTIONS, POOLING, RESHAPING):
     for key, branch in group.items():
-        case(slow=True, name=key)(_alone(*branch))
+        case(name=key)(_alone(*branch))
 case(name="convolutions_together")(_together(CONVOLUTIONS))
 case(name="pooling_and_reshaping_together")(_together(POOLING | RESHAPING))
 
 
-@case(also=("processes", "payloads", "batched"))
+@case
 def batch_normalisation():
     layers = [L.Conv2D(3, 3), L.BatchNormalization(momentum=0.7), L.ReLU(), L.Flatten()]
     model = chain((5, 5, 2), *layers, L.Dense(1))
     return Trial(model, clients(real(5, 5, 2), real(1)), rounds=2)
 
 
-@case(slow=True)
+@case
 def batch_normalisation_of_constant_momentum_0():
     model = chain((6,), L.Dense(4), L.BatchNormalization(momentum=0.0), L.Dense(1))
     return Trial(model, clients(real(6), real(1)))
@@ -93,7 +93,7 @@ def batch_normalisation_frozen_and_nested():
     return Trial(chain((6,), inner, L.Dense(1)), clients(real(6), real(1)))
 
 
-@case(slow=True)
+@case
 def batch_normalisation_with_a_mask():
     layers = [L.Masking(), L.BatchNormalization(), L.LSTM(3), L.Dense(1)]
     return Trial(chain((4, 2), *layers), clients(_rows_of_zeros, real(1)))
@@ -105,7 +105,7 @@ def _rows_of_zeros(rng, n):
     return x
 
 
-@case(slow=True)
+@case
 def activity_regularizer_of_a_convolution():
     conv = L.Conv2D(3, 3, activity_regularizer=keras.regularizers.L2(0.01))
     return Trial(chain((5, 5, 2), conv, L.Flatten(), L.Dense(1)), clients(real(5, 5, 2), real(1)))
@@ -147,4 +147,4 @@ APPLICATIONS = {
     "densenet": (keras.applications.DenseNet121, {}),
 }
 for key, (build, options) in APPLICATIONS.items():
-    case(slow=key != "mobilenet", name=f"application_{key}")(_application(build, **options))
+    case(name=f"application_{key}")(_application(build, **options))

@@ -55,8 +55,7 @@ LOSSES = {
     ),
     "of_an_object": (lambda: Quartic(), real(UNITS), None),
 }
-# Each alone in the default run; the others are outputs of one model there.
-ALONE = {"mean_of_the_batch", "across_the_batch", "dice", "of_an_object", "sum_of_the_batch"}
+SOME = ("huber", "poisson", "squared_hinge", "cosine_similarity", "categorical_focal", "tversky")
 
 
 class Quartic(keras.losses.Loss):
@@ -93,18 +92,18 @@ def _together(losses):
 
 
 for key, parts in LOSSES.items():
-    also = ("batched",) if key in ("mean_of_the_batch", "dice") else ()
-    case(slow=key not in ALONE, name=f"loss_{key}", also=also)(_one(*parts))
+    case(name=f"loss_{key}")(_one(*parts))
 case(name="losses_together")(_together(LOSSES))
+case(name="losses_of_several_kinds")(_together({k: LOSSES[k] for k in SOME}))
 
 
-@case(slow=True)
+@case
 def loss_ctc():
     model = chain((6, 4), L.GRU(5, return_sequences=True), L.Dense(5))
     return Trial(model, clients(real(6, 4), whole(5, 3, low=1)), "ctc")
 
 
-@case(slow=True)
+@case
 def loss_circle():
     model = chain((6,), L.Dense(4), L.UnitNormalization())
     loss = keras.losses.Circle(gamma=2)
@@ -170,7 +169,7 @@ def metrics(model_end, data, loss, *of_it, weighted=()):
     return Trial(chain((6,), L.Dense(5, "tanh"), *model_end), data, loss, compiled=compiled)
 
 
-@case(also=("batched",))
+@case
 def metrics_of_two_classes():
     return metrics(
         [L.Dense(1, "sigmoid")],
@@ -190,7 +189,7 @@ def metrics_of_two_classes():
     )
 
 
-@case(also=("batched",))
+@case
 def metrics_of_numbers():
     return metrics(
         [L.Dense(2)],
@@ -207,13 +206,13 @@ def metrics_of_numbers():
     )
 
 
-@case(slow=True)
+@case
 def metrics_of_correlation():
     kinds = (M.PearsonCorrelation(axis=-1), M.ConcordanceCorrelation(axis=-1))
     return metrics([L.Dense(4)], clients(real(6), real(4)), "mse", *kinds)
 
 
-@case(slow=True)
+@case
 def metrics_of_correlation_over_the_batch():
     return metrics([L.Dense(2)], clients(real(6), real(2)), "mse", M.PearsonCorrelation(axis=0))
 
@@ -252,7 +251,7 @@ def metric_with_a_dictionary():
     return metrics([L.Dense(2)], clients(real(6), real(2)), "mse", Extremes())
 
 
-@case(also=("batched",))
+@case
 def metric_that_is_a_maximum():
     return metrics([L.Dense(2)], clients(real(6), real(2)), "mse", LargestError())
 

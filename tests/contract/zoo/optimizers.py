@@ -39,7 +39,6 @@ OPTIMIZERS = {
     "no_decay_of_biases": lambda: _without_biases(of.AdamW(0.1, weight_decay=0.3)),
     "of_the_user": lambda: HalfStep(0.3),
 }
-FAST = {"momentum", "adam", "rmsprop", "nadam", "schedule_free", "exponential_decay", "of_the_user"}
 
 
 def _without_biases(optimizer):
@@ -68,7 +67,7 @@ def _trial(optimizer, **options):
 
 for key, optimizer in OPTIMIZERS.items():
     make = _trial(optimizer, steps=4, rounds=2, tolerance=1e-5 if key != "muon" else 1e-3)
-    case(slow=key not in FAST, name=f"optimizer_{key}")(make)
+    case(name=f"optimizer_{key}")(make)
 
 
 def _decayed(optimizer):
@@ -100,8 +99,7 @@ UNUSED = {
     "muon": lambda: of.Muon(0.1, weight_decay=0.5),
 }
 for key, optimizer in UNUSED.items():
-    slow = key not in ("sgd", "nadam")
-    case(slow=slow, name=f"weights_without_gradient_{key}")(_decayed(optimizer))
+    case(name=f"weights_without_gradient_{key}")(_decayed(optimizer))
 
 
 # The gradient of an embedding is of the rows that a batch has, one for each time it has them;
@@ -135,8 +133,7 @@ def _of_rows(optimizer):
 
 
 for key, optimizer in OF_ROWS.items():
-    slow = key not in ("adam", "nadam", "clipvalue")
-    case(slow=slow, name=f"embedding_by_{key}")(_of_rows(optimizer))
+    case(name=f"embedding_by_{key}")(_of_rows(optimizer))
 
 
 def _refused(name, pattern, optimizer):

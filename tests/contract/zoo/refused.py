@@ -125,7 +125,7 @@ def of_the_whole(policy, y=None, **options):
     return Trial(model, clients(real(6), y or real(1)), **options)
 
 
-@case(also=("processes", "payloads"))
+@case
 def mixed_float16():
     return of_the_whole("mixed_float16", tolerance=3e-3)
 
@@ -138,7 +138,7 @@ def mixed_float16_that_overflows():
     return of_the_whole("mixed_float16", y, optimizer=adam, steps=14, tolerance=1e-2)
 
 
-@case(slow=True)
+@case
 def mixed_float16_in_one_layer():
     return of_precision("mixed_float16", tolerance=3e-3)
 
@@ -148,12 +148,12 @@ def mixed_bfloat16():
     return of_the_whole("mixed_bfloat16", tolerance=3e-2)
 
 
-@case(slow=True)
+@case
 def weights_of_float16():
     return of_precision("float16", tolerance=3e-3)
 
 
-@case(slow=True)
+@case
 def weights_of_bfloat16():
     return of_precision("bfloat16", tolerance=3e-2)
 
@@ -163,12 +163,12 @@ def weights_of_float64():
     return of_precision("float64")
 
 
-@case(slow=True)
+@case
 def weights_of_float64_with_statistics():
     return of_precision("float64", L.BatchNormalization(dtype="float64"))
 
 
-@case(slow=True)
+@case
 def several_precisions():
     x = keras.Input((6,))
     half = L.Dense(4, dtype="mixed_float16")(x)

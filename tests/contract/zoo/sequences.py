@@ -20,12 +20,12 @@ def of_ids(*layers, data=None, **options):
     return Trial(model, data or clients(padded(9, 5), real(1)))
 
 
-@case(also=("processes", "payloads"))
+@case
 def lstm():
     return regression(L.LSTM(4))
 
 
-@case(slow=True)
+@case
 def lstm_variants():
     return regression(
         L.LSTM(4, return_sequences=True, use_bias=False, activation="relu"),
@@ -83,7 +83,7 @@ def stacked_cells():
     return regression(L.RNN(L.StackedRNNCells([L.LSTMCell(3), L.LSTMCell(2)])))
 
 
-@case(slow=True)
+@case
 def convolutional_lstm_1d():
     model = chain((3, 4, 2), L.ConvLSTM1D(2, 3), L.Flatten(), L.Dense(1))
     return Trial(model, clients(real(3, 4, 2), real(1)))
@@ -119,12 +119,12 @@ def time_distributed_batch_normalisation():
 # Masks.
 
 
-@case(also=("processes",))
+@case
 def mask_zero_lstm():
     return of_ids(L.LSTM(4), mask_zero=True)
 
 
-@case(slow=True)
+@case
 def mask_zero_gru_bidirectional():
     return of_ids(L.Bidirectional(L.GRU(3)), mask_zero=True)
 
@@ -185,7 +185,7 @@ def mask_given_as_an_input():
 # Attention and embeddings.
 
 
-@case(also=("payloads",))
+@case
 def attention_heads():
     x = keras.Input((5, 4))
     y = L.MultiHeadAttention(2, 3)(x, x)
@@ -210,7 +210,7 @@ def einsum_and_dot():
     return Trial(keras.Model(x, L.Dense(1)(L.Flatten()(y))), clients(real(5, 4), real(1)))
 
 
-@case(also=("batched",))
+@case
 def embedding_with_plain_sgd():
     return of_ids(L.GlobalAveragePooling1D())
 
@@ -232,7 +232,7 @@ def tied_embeddings():
     return Trial(model, clients(whole(9, 5), whole(9, 5)), loss, tolerance=5e-6)
 
 
-@case(slow=True)
+@case
 def reversible_embedding():
     ids = keras.Input((5,), dtype="int32")
     embed = L.ReversibleEmbedding(9, 4)

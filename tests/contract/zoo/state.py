@@ -14,7 +14,7 @@ def regression(*layers):
     return Trial(chain((6,), *layers, L.Dense(1)), clients(real(6), real(1)))
 
 
-@case(also=("processes", "payloads"))
+@case
 def spectral_normalisation():
     return regression(L.SpectralNormalization(L.Dense(4)))
 
@@ -31,7 +31,7 @@ class Clipped(L.Layer):
         return x * self.scale
 
 
-@case(also=("batched",))
+@case
 def trainable_weight_assigned_in_a_call():
     return regression(L.Dense(4), Clipped())
 
@@ -48,7 +48,7 @@ class Average(L.Layer):
         return x - self.mean
 
 
-@case(also=("processes", "batched"))
+@case
 def statistic_assigned_in_a_call():
     return regression(L.Dense(4), Average())._replace(rounds=2)
 
@@ -71,7 +71,7 @@ class Counter(L.Layer):
         return x / (1.0 + ops.cast(self.count, x.dtype))
 
 
-@case(also=("processes", "payloads", "batched"))
+@case
 def counter_of_calls():
     return regression(L.Dense(4), Counter())._replace(rounds=2)
 
@@ -136,7 +136,7 @@ class Penalty(L.Layer):
         return x * self.scale
 
 
-@case(also=("processes", "payloads", "batched"))
+@case
 def loss_added_in_a_call():
     return regression(L.Dense(4), Penalty())
 
@@ -184,12 +184,12 @@ def _own(kind):
     return make
 
 
-case(name="compute_loss_with_training", also=("batched",))(_own(LossWithTraining))
+case(name="compute_loss_with_training")(_own(LossWithTraining))
 case(name="compute_loss_without_training")(_own(LossWithoutTraining))
-case(name="compute_loss_with_defaults", slow=True)(_own(LossOfKeywords))
+case(name="compute_loss_with_defaults")(_own(LossOfKeywords))
 
 
-@case(also=("batched",))
+@case
 def compute_loss_across_the_batch():
     x = keras.Input((6,))
     return Trial(LossAcrossTheBatch(x, L.Dense(1)(x)), clients(real(6), real(1)))
@@ -297,8 +297,8 @@ class Backwards(L.Layer):
 
 @case
 def custom_gradient_that_reads_a_weight():
-    slow = lambda: keras.optimizers.SGD(0.05)  # noqa: E731
-    return regression(L.Dense(4), Backwards())._replace(steps=3, optimizer=slow)
+    gentle = lambda: keras.optimizers.SGD(0.05)  # noqa: E731
+    return regression(L.Dense(4), Backwards())._replace(steps=3, optimizer=gentle)
 
 
 class Again(L.Layer):

@@ -19,7 +19,7 @@ def joined(a, b):
     return L.Dense(1)(L.Concatenate()([L.Dense(4, "tanh")(a), b]))
 
 
-@case(also=("processes", "payloads", "batched"))
+@case
 def inputs_by_name():
     a, b = two_inputs()
     model = keras.Model({"b_first": a, "a_second": b}, joined(a, b))
@@ -33,7 +33,7 @@ def inputs_by_name_for_a_list():
     return Trial(model, clients({"a_second": real(2), "b_first": real(3)}, real(1)))
 
 
-@case(slow=True)
+@case
 def inputs_in_order():
     a, b = two_inputs()
     return Trial(keras.Model([a, b], joined(a, b)), clients((real(3), real(2)), real(1)))
@@ -51,7 +51,7 @@ LOSSES = {"kind": SPARSE, "age": "mse"}
 TARGETS = {"kind": whole(3), "age": real(1)}
 
 
-@case(also=("processes", "payloads"))
+@case
 def outputs_by_name():
     compiled = {
         "loss_weights": {"kind": 0.3, "age": 2.0},
@@ -118,7 +118,7 @@ def shared_layer():
     return Trial(keras.Model(x, L.Dense(1)(shared(shared(x)))), clients(real(4), real(1)))
 
 
-@case(slow=True)
+@case
 def siamese():
     tower = chain((4,), L.Dense(5, "relu"), L.BatchNormalization(), L.Dense(3))
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
@@ -175,12 +175,12 @@ def subclass_with_training():
     return Trial(called(Residual(), 5), clients(real(5), real(1)))
 
 
-@case(also=("batched",))
+@case
 def subclass_without_training():
     return Trial(called(Plain(), 5), clients(real(5), real(1)))
 
 
-@case(slow=True)
+@case
 def sequential_built_late():
     model = keras.Sequential([L.Dense(4, "tanh"), L.Dense(1)])
     model.build((None, 5))
@@ -212,7 +212,7 @@ def preprocessing():
     return Trial(model, clients(data, real(1)), optimizer=lambda: keras.optimizers.SGD(0.1))
 
 
-@case(slow=True)
+@case
 def saved_and_loaded():
     import os
     import tempfile
