@@ -177,9 +177,11 @@ def _client(trial, initial, data, positions):
 def _mean(variable, start, ends, sizes):
     """The clients' values weighted by their examples, within the weight's constraint.
 
-    What is not a floating number, such as a seed or a counter, stays as it was.
+    What is not a floating number, such as a seed or a counter, stays as it was, and so does what
+    no client has changed.
     """
-    if not tf.as_dtype(variable.dtype).is_floating:
+    changed = any((end != start).any() for end in ends)
+    if not changed or not tf.as_dtype(variable.dtype).is_floating:
         return start
     mean = np.average(np.stack(ends).astype(np.float64), axis=0, weights=sizes)
     if variable.constraint is not None and variable.trainable:
