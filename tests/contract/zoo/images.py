@@ -3,7 +3,7 @@
 import keras
 from keras import layers as L
 
-from tests.contract.case import case, chain, clients, real, whole
+from tests.contract.case import case, chain, clients, real, share, whole
 from tests.contract.witness import Trial
 
 # Each a case of its own, and branches of one model.
@@ -109,6 +109,14 @@ def _rows_of_zeros(rng, n):
 def activity_regularizer_of_a_convolution():
     conv = L.Conv2D(3, 3, activity_regularizer=keras.regularizers.L2(0.01))
     return Trial(chain((5, 5, 2), conv, L.Flatten(), L.Dense(1)), clients(real(5, 5, 2), real(1)))
+
+
+@case
+def augmentation_of_no_effect():
+    """Layers that draw random numbers and change nothing by them."""
+    layers = [L.RandomTranslation(0.0, 0.0), L.RandomContrast(0.0), L.RandomRotation(0.0)]
+    model = chain((4, 4, 1), *layers, L.Flatten(), L.Dense(1))
+    return Trial(model, clients(share(4, 4, 1), real(1)))
 
 
 @case

@@ -111,6 +111,13 @@ def loss_circle():
 
 
 @case
+def loss_and_metrics_chosen_by_shape():
+    model = chain((6,), L.Dense(5, "tanh"), L.Dense(3, "softmax"))
+    compiled = {"metrics": ["acc", "ce"], "weighted_metrics": ["accuracy"]}
+    return Trial(model, clients(real(6), whole(3, 1), share()), "crossentropy", compiled=compiled)
+
+
+@case
 def loss_between_pairs():
     def contrast(y, p):
         same = ops.cast(ops.equal(y, ops.transpose(y)), p.dtype)
