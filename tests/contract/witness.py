@@ -203,7 +203,11 @@ def _evaluated(model, data):
 
 
 def _numbers(logs):
-    return {name: np.asarray(value) for name, value in logs.items()}
+    """Metrics as arrays; one that is a dictionary as the metrics that it holds."""
+    found = {}
+    for name, value in logs.items():
+        found |= _numbers(value) if isinstance(value, dict) else {name: np.asarray(value)}
+    return found
 
 
 def _size(data):
