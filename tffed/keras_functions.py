@@ -10,7 +10,7 @@ from tffed.embeddings import checked_ids
 from tffed.keras_model import batch_parts, class_weigher, scales_loss
 from tffed.maskable import independent_examples, padding_is_exact
 from tffed.metrics import add_batch, loss_parts, metrics_builder, report, update_masked_metrics
-from tffed.model_call import CallScope, call, global_seed, seed_values, state_of
+from tffed.model_call import CallScope, call, seed_values, state_of
 from tffed.recurrent import own_loops
 from tffed.resized import resized
 
@@ -114,7 +114,8 @@ class KerasFunctions:
         count = rows if mask is None else tf.reduce_sum(mask)
         if mask is not None:
             sample_weight = tree.map(lambda w: _masked(w, mask), sample_weight)
-        with CallScope(self._mapping(weights, seed, sums), watch) as scope:
+        mapping = self._mapping(weights, seed, sums)
+        with CallScope(mapping, watch, self._state.generator) as scope:
             with own_loops(model), checked_ids(model, mask), self._widths(weights):
                 y_pred = call(model, x, training)
             with loss_parts(model, training) as parts:
@@ -159,7 +160,6 @@ class KerasFunctions:
         scope.check()
         known = (*self.variables, *self._state.statistics, *self._state.counters)
         known = {id(v) for v in (*known, *self._model.metrics_variables, *self._state.seeds)}
-        known.add(id(global_seed()))
         left = [v.path for k, v in scope.assigned.items() if k not in known]
         if training and left:
             raise ValueError(

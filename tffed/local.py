@@ -81,8 +81,9 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         number = steps(bc) if callable(steps) else steps
         total = width * epochs if steps is None else tf.convert_to_tensor(number)
         total = tf.where(count > 0, total, 0)  # a client without examples takes no step
-        # Keras's optimizers tell an embedding's rows from one another.
-        sparse = correct is None and not bc.mask and not model.sampled
+        # Plain SGD touches only the rows of an embedding that the batch does, and other optimizers
+        # of Keras tell one use of a row from another.
+        sparse = correct is None and not bc.mask and not (alike and optimizer.plain_sgd)
         noise = random.client_noise(bc.noise, seed)
 
         def run_step(order, i, *carry):

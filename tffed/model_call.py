@@ -1,9 +1,11 @@
 """One call of a Keras model, whose variables are tensors: what it reads, draws and changes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from tffed import random, tree
 
@@ -18,12 +20,15 @@ class CallState(NamedTuple):
         statistics: Floating ones, such as BatchNorm's moving mean: they travel and are averaged.
         counters: Others. A client counts on within its steps; each round begins with the model's
             values, which no round changes.
-        seeds: The states of random number generators, but for Keras's global one.
+        seeds: The states of random number generators.
+        generator: What stands in for Keras's global generator, which draws where a layer names
+            none; its state is among the seeds if the model draws from it.
     """
 
     statistics: list
     counters: list
     seeds: list
+    generator: Any
 
 
 class CallScope(keras.StatelessScope):
@@ -35,17 +40,28 @@ class CallScope(keras.StatelessScope):
     Args:
         values: Pairs of a variable and a tensor.
         watch: Called with the new value of each assigned variable; `tf.GradientTape.watch`.
+        generator: What stands in for Keras's global random number generator, or None.
 
     Attributes:
         assigned: `{id: variable}` of those that were assigned.
         sources: `{id: list of the values assigned}`.
     """
 
-    def __init__(self, values=(), watch=lambda value: None):
+    def __init__(self, values=(), watch=lambda value: None, generator=None):
         super().__init__(collect_losses=True)
         self.state_mapping.update((id(variable), value) for variable, value in values)
         self.assigned, self.sources, self._watch = {}, {}, watch
-        self._graph, self._refused = _graph(), []
+        self._graph, self._refused, self._generator = _graph(), [], generator
+
+    def __enter__(self):
+        self._global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+        if self._generator is not None:
+            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, self._generator)
+        return super().__enter__()
+
+    def __exit__(self, *arguments):
+        super().__exit__(*arguments)
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, self._global)
 
     def add_update(self, update):
         variable, value = update
@@ -94,13 +110,13 @@ def state_of(model) -> CallState:
         ValueError: The model changes what cannot be followed: a raw `tf.Variable`, a variable that
             Keras does not see, or one inside of a loop of TensorFlow.
     """
-    changed = _tried(model)
+    generator = keras.random.SeedGenerator(0)
+    changed = _tried(model, generator)
     seeds = {id(g.state) for layer in layers(model) for g in layer._seed_generators}
     seeds = [v for v in model.non_trainable_variables if id(v) in seeds]
     if changed is None:
-        changed = _may_change(model)
+        changed = [*_may_change(model), generator.state]
     apart = {id(v) for v in (*seeds, *model.metrics_variables, *model.trainable_variables)}
-    apart.add(id(global_seed()))
     changed = [v for v in changed if id(v) not in apart]
     seeds += [v for v in changed if _is_seed(v)]
     changed = [v for v in changed if not _is_seed(v)]
@@ -119,23 +135,13 @@ def state_of(model) -> CallState:
         [v for v, f in zip(changed, floating, strict=True) if f],
         [v for v, f in zip(changed, floating, strict=True) if not f],
         seeds,
+        generator,
     )
 
 
-def global_seed():
-    """The state of the generator that draws where a layer gives no seed."""
-    from keras.src.random.seed_generator import global_seed_generator
-
-    with tf.init_scope():
-        return global_seed_generator().state
-
-
 def seed_values(seeds, seed):
-    """Pairs of the generators' states, Keras's global one included, and values from one seed."""
-    return [
-        (variable, tf.cast(random.fold_in(seed, k), variable.dtype))
-        for k, variable in enumerate([*seeds, global_seed()])
-    ]
+    """Pairs of the generators' states and values from one seed."""
+    return [(v, tf.cast(random.fold_in(seed, k), v.dtype)) for k, v in enumerate(seeds)]
 
 
 def example(spec, rows):
@@ -152,11 +158,11 @@ def _may_change(model):
     return [v for v in model.non_trainable_weights if id(v) not in frozen]
 
 
-def _tried(model):
+def _tried(model, generator):
     """The variables that a training call assigns; None if the model cannot be called so."""
     for spec in _input_specs(model):
         try:
-            scope, graph = _traced(model, spec)
+            scope, graph = _traced(model, spec, generator)
         except Exception:  # noqa: BLE001 - with these inputs it cannot be tried
             continue
         scope.check()
@@ -165,11 +171,11 @@ def _tried(model):
     return None
 
 
-def _traced(model, spec):
+def _traced(model, spec, generator):
     scopes = []
 
     def trial(x):
-        with CallScope() as scope:
+        with CallScope(generator=generator) as scope:
             call(model, x, training=True)
         scopes.append(scope)
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tffed import random, tree
 from tffed.local import dense
-from tffed.model_call import CallScope, call, example, global_seed, layers, state_of
+from tffed.model_call import CallScope, call, example, layers, state_of
 from tffed.privacy import ghost
 
 _TRIED, _CLOSE = 3, 1e-3
@@ -227,11 +227,11 @@ def _choose(model, keras_model, method, batch):
 def _check_training(keras_model, spec):
     """Checks what a model adds to its loss or changes in training, which only a call shows."""
     x = tree.map(functools.partial(example, rows=2), spec[0])
-    with CallScope() as scope:
+    state = state_of(keras_model)
+    with CallScope(generator=state.generator) as scope:
         call(keras_model, x, training=True)
     _check_no_terms(scope.losses)
-    free = {id(v) for v in (*state_of(keras_model).seeds, *keras_model.metrics_variables)}
-    free.add(id(global_seed()))
+    free = {id(v) for v in (*state.seeds, *keras_model.metrics_variables)}
     changed = [v.path for k, v in scope.assigned.items() if k not in free]
     if changed:
         raise ValueError(
