@@ -76,7 +76,12 @@ def noises(draw, rounds=2, seed=7, **path):
     return -CLIENTS * np.diff(ends, axis=0).reshape(rounds, CLIENTS, STEPS)
 
 
-@pytest.mark.parametrize("kind", DRAWS)
+MORE = ("attribute", "list", "uniform")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in MORE)) for k in DRAWS]
+)
 def test_each_step_of_each_client_in_each_round_has_its_own(kind):
     found = noises(DRAWS[kind]).ravel()
     assert np.all(np.abs(found) > 1e-6)
