@@ -17,6 +17,9 @@ from pathlib import Path
 CONFIG, METRICS, MODEL = "config.json", "metrics.csv", "model.keras"
 PLOT, EVALUATION, CHECKPOINTS = "plot.png", "evaluation.json", "checkpoints"
 PRIVACY, PRIVACY_PLOT = "privacy.json", "privacy.png"
+# scikit-learn ships data, and zstandard sets what some messages weigh.
+_PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "zstandard")
+_PACKAGES += ("tensorflow-privacy", "dp-accounting")
 # What a second call of the same experiment may have otherwise: it changes no round's result.
 _MAY_DIFFER = {"rounds", "output_dir", "lanes", "checkpoint", "checkpoint_freq", "fresh", "verbose"}
 
@@ -72,11 +75,12 @@ class OutputDirectory:
         """Removes the experiment's files, and those only; returns what was removed."""
         return remove_files(self.path)
 
-    def begin(self):
+    def begin(self, data_origin=None):
         """Writes down which run this is. Results of fewer rounds of it are no longer complete."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / EVALUATION).unlink(missing_ok=True)
-        self._write(CONFIG, {"flags": self._flags, "versions": versions(), "git": git_commit()})
+        found = {"flags": self._flags, "versions": versions(), "git": git_commit()}
+        self._write(CONFIG, found | {"data": data_origin})
 
     def write_metrics(self, rows):
         """Writes `metrics.csv`, a row a round; a value that a round does not have is left empty."""
@@ -149,13 +153,16 @@ def read_metrics(path):
 
 
 def versions():
-    """Versions of Python and of the packages that results depend on."""
+    """Versions of Python and of the packages that results depend on; None: not installed."""
     import tffed
 
     found = {"python": platform.python_version(), "tffed": tffed.__version__}
-    return found | {
-        name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")
-    }
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def git_commit():

@@ -80,7 +80,7 @@ def _fit(values, output, experiment):
     from experiments.recorder import Recorder
     from tffed import CheckpointError
 
-    recorder = Recorder(output.begin, output.write_metrics)
+    recorder = Recorder(lambda: output.begin(experiment.origin), output.write_metrics)
     try:
         experiment.federated.fit(
             experiment.clients,

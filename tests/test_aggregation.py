@@ -244,6 +244,19 @@ def test_chain_encodes_left_to_right_and_decodes_right_to_left():
     assert log[0][3] != log[1][3] and log[4][2] != log[5][2]  # every stage has its own seed
 
 
+def test_a_norm_that_underflows_clips_nothing():
+    """And one that does not is clipped as by NumPy."""
+    small, large = updates(1, scale=1e-25)[0], updates(1)[0]
+    for stage, bound in ((clip(0.5), 0.5), (adaptive_clip(0.5), 0.5)):
+        aggregator = chain(stage, mean())
+        for value in (small, large):
+            found, _, _ = aggregate(aggregator, [value])
+            factor = 1.0 if value is small else bound / norm(value)
+            expected = [a.astype(np.float64) * factor for a in arrays(value)]
+            for a, b in zip(arrays(found), expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 def test_bound_is_that_of_the_stages():
     assert chain(mean()).bound is None
     assert chain(clip(2.0), mean()).bound == 2.0

@@ -8,7 +8,7 @@ import pytest
 
 import tffed
 from tests.shell import LOSS, blobs, classifier, compiled, population, weights
-from tffed.callbacks import Snapshot
+from tffed.callbacks import Snapshot, check_callbacks
 
 callbacks = keras.callbacks
 
@@ -68,17 +68,17 @@ def test_reduce_lr_on_plateau_and_scheduler_act_on_the_server_optimizer():
     still = compiled()
     reduce = callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, min_delta=100.0)
     fit(still, reduce, rounds=2)
-    assert float(still.model.optimizer.learning_rate) == pytest.approx(0.1)
+    assert float(still.server_optimizer.learning_rate) == pytest.approx(0.1)
 
 
-def test_a_model_that_came_compiled_keeps_its_loss_and_gets_the_server_optimizer():
+def test_a_model_that_came_compiled_keeps_its_loss_and_its_optimizer():
     model = classifier()
     model.compile("adam", loss=LOSS, metrics=["accuracy"])
     fed = tffed.Federated(model, tffed.fed_avg(batch_size=8), seed=3)
     fed.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(1.0, momentum=0.5))
     history = fit(fed, callbacks.LearningRateScheduler(lambda round, rate: rate * 0.5), rounds=2)
     assert float(fed.state.optimizer.learning_rate) == 0.25
-    assert model.optimizer is fed.server_optimizer and "accuracy" in history.history
+    assert isinstance(model.optimizer, keras.optimizers.Adam) and "accuracy" in history.history
 
 
 def test_a_server_rate_of_zero_freezes_the_model():
@@ -145,3 +145,82 @@ def test_history_is_the_user_s_view():
     history = fit(fed, rounds=2)
     assert fed.history is history and isinstance(history, keras.callbacks.History)
     assert tffed.Federated is type(fed)
+
+
+def zero(callback):
+    callback.model.set_weights([np.zeros_like(w) for w in callback.model.get_weights()])
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin", "on_epoch_end"])
+def test_weights_set_in_any_hook_are_those_that_are_trained(hook):
+    # The witness is Keras: next to no step, so that the weights are those that were set.
+    def ends(fit, model):
+        kind = type("Zero", (callbacks.Callback,), {hook: lambda self, *_, **__: zero(self)})
+        model.set_weights([np.ones_like(w) for w in model.get_weights()])
+        fit(kind())
+        return model.get_weights()
+
+    still = keras.optimizers.SGD(1e-9)
+    fed, plain = compiled(client_optimizer=still, jit_compile=False), classifier()
+    plain.compile(keras.optimizers.SGD(1e-9), LOSS)
+    mine = ends(lambda c: fed.fit(population(), rounds=2, callbacks=[c], verbose=0), fed.model)
+    its = ends(lambda c: plain.fit(*blobs(20), epochs=2, callbacks=[c], verbose=0), plain)
+    for a, b, c in zip(mine, its, fed.state.weights.trainable, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+        np.testing.assert_array_equal(a, c)
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin", "on_epoch_end"])
+def test_stop_training_stops_after_as_many_rounds_as_keras_after_epochs(hook):
+    def stop(self, *_, **__):
+        self.model.stop_training = True
+
+    kind = type("Stop", (callbacks.Callback,), {hook: stop})
+    plain = classifier()
+    plain.compile("sgd", LOSS)
+    expected = plain.fit(*blobs(20), epochs=3, callbacks=[kind()], verbose=0).epoch
+    assert fit(compiled(jit_compile=False), kind(), rounds=3).epoch == expected == [0]
+
+
+def test_a_stopped_run_stays_stopped_when_it_is_resumed(tmp_path):
+    stop = callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(fed.model, "stop_training", True)
+    )
+    fed = compiled(jit_compile=False)
+    first = fit(fed, stop, checkpoint_dir=tmp_path)
+    fed = compiled(jit_compile=False)
+    assert fit(fed, checkpoint_dir=tmp_path).epoch == first.epoch == [0]
+
+
+def test_a_logger_with_batch_hooks_is_taken_with_a_word():
+    class Log(callbacks.Callback):
+        last = None
+
+        def on_train_batch_end(self, batch, logs=None):
+            raise AssertionError
+
+        def on_test_end(self, logs=None):
+            raise AssertionError
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.last = logs["loss"]
+
+    log = Log()
+    with pytest.warns(UserWarning, match="Log defines on_train_batch_end, on_test_end, which will"):
+        history = fit(compiled(jit_compile=False), log, rounds=1)
+    assert log.last == history.history["loss"][0]
+
+
+def test_keras_s_own_callbacks_are_taken_without_a_word(tmp_path, recwarn):
+    used = [
+        callbacks.CSVLogger(tmp_path / "log.csv"),
+        callbacks.EarlyStopping("loss"),
+        callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: None),
+        callbacks.LearningRateScheduler(lambda epoch: 0.5),
+        callbacks.ModelCheckpoint(tmp_path / "m.keras"),
+        callbacks.ReduceLROnPlateau("loss"),
+        callbacks.TensorBoard(tmp_path),
+        callbacks.History(),
+        callbacks.RemoteMonitor(),
+    ]
+    assert check_callbacks(used) == used and not recwarn.list

@@ -253,17 +253,18 @@ def test_monitors_pass_over_what_is_undefined(tmp_path):
     one_class = x[y[:, 0] == 1], y[y[:, 0] == 1]
     fed = federated(linear(1, "sigmoid"), "binary_crossentropy", metrics=[M.AUC(name="auc")])
     stop, keep, reduce = monitors(tmp_path)
+    every = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras", "val_auc", mode="max")
     with pytest.warns(UserWarning, match="val_auc is undefined in round 1.*EarlyStopping passes"):
         history = fed.fit(
             {0: (x, y)},
             rounds=3,
             validation_data=one_class,
-            callbacks=[stop, keep, reduce],
+            callbacks=[stop, keep, reduce, every],
             verbose=0,
         )
     assert np.isnan(history.history["val_auc"]).tolist() == [True] * 3
     assert stop.best is None and stop.stopped_epoch == 0 and keep.best is None
-    assert float(fed.server_optimizer.learning_rate) == 1.0
+    assert history.history["learning_rate"] == [1.0] * 3 and (tmp_path / "3.keras").exists()
     assert not (tmp_path / "best.keras").exists()
     fed.fit({0: (x, y)}, rounds=1, validation_data=(x, y), callbacks=[keep], verbose=0)
     assert keep.best == fed.evaluate(x, y)["auc"] and (tmp_path / "best.keras").exists()

@@ -306,3 +306,72 @@ def test_overflowing_steps_of_a_float16_model_are_those_of_keras():
     for a, b in zip(model.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3)
     assert history["dropped"] == [0] and np.isfinite(history["loss"]).all()
+
+
+class Recomputed(layers.Layer):
+    """Computes a product again for its gradient, which hides its weight from the tape."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 3))
+
+    def call(self, x):
+        return tf.recompute_grad(lambda x: tf.nn.tanh(x @ tf.convert_to_tensor(self.w)))(x)
+
+
+class Halved(layers.Layer):
+    """Has a gradient of its own, in which it reads its weight."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        @tf.custom_gradient
+        def scaled(x, w):
+            def grad(d):
+                return 0.5 * d * self.w, tf.reduce_sum(d * x, 0)
+
+            return x * w, grad
+
+        return scaled(x, tf.convert_to_tensor(self.w))
+
+
+def test_a_step_that_is_not_that_of_keras_is_refused():
+    pure = from_keras(sequential(Recomputed(), layers.Dense(1)), "mse")
+    with pytest.raises(ValueError, match="step differs from Keras.s own in .*recomputed"):
+        pure.zeros((tf.constant(X), tf.constant(Y)))
+
+
+def test_gradients_that_read_a_weight_see_the_clients():
+    def make():
+        return sequential(layers.Dense(3), Halved(), layers.Dense(1))
+
+    mine, theirs, _ = trained_like_keras(make)
+    for a, b in zip(mine.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_the_proof_leaves_the_model_as_it_was():
+    inner = Counting(), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(1)
+    model = sequential(*inner)
+    before = [v.numpy() for v in model.variables]
+    pure = from_keras(model, "mse")
+    pure.zeros((tf.constant(X), tf.constant(Y)))
+    for variable, value in zip(model.variables, before, strict=True):
+        assert (variable.numpy() == value).all()
+
+
+def test_the_server_leaves_weights_without_gradient_alone():
+    inputs = keras.Input((6,))
+    trunk = layers.Dense(3)(inputs)
+    heads = {"used": layers.Dense(1)(trunk), "unused": layers.Dense(1)(trunk)}
+    model = keras.Model(inputs, heads)
+    before = model.layers[-1].get_weights()[0], model.layers[-2].get_weights()[0]
+    fed = tffed.Federated(model, tffed.fed_sgd())
+    server = keras.optimizers.SGD(0.1, weight_decay=0.5)
+    fed.compile(server_optimizer=server, loss={"used": "mse"}, jit_compile=False)
+    fed.fit({"a": (X, {"used": Y})}, verbose=0)
+    moved = [
+        float(abs(layer.get_weights()[0] - b).max())
+        for layer, b in zip((model.layers[-1], model.layers[-2]), before, strict=True)
+    ]
+    assert min(moved) == 0 and max(moved) > 1e-3

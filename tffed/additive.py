@@ -15,7 +15,8 @@ import tensorflow as tf
 from tffed import tree
 
 _SIZES = (3, 5)
-_TOLERANCE = 1e-3
+_TOLERANCE = 2e-5  # above the rounding of float32, below what a slow moving average forgets
+_TOLERANCE_OF_HALF = 1e-2
 
 
 def check_additive(model, like, y_pred):
@@ -35,9 +36,10 @@ def check_additive(model, like, y_pred):
     trial = _Trial(model, like, y_pred)
     for number, kind in enumerate(("own", "realistic", "wide")):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                unlike, by_batch = trial.run(np.random.default_rng(number), kind)
+            unlike, by_batch = trial.run(np.random.default_rng(number), kind)
+            if unlike:  # of sums that nearly cancel, rounding may show once
+                again, _ = trial.run(np.random.default_rng([number, 1]), kind)
+                unlike = [key for key in unlike if key in again]
         except Exception as error:  # a metric may take other targets only, which is Keras's to say
             if kind != "wide":
                 _untried(sorted(set(names.values())), error)
@@ -52,8 +54,8 @@ def _names(model):
     losses = [model._loss_tracker, *getattr(model._compile_loss, "metrics", ())]
     found = {}
     for held in model.metrics:
-        for metric in getattr(held, "metrics", None) or [held]:
-            if any(metric is loss for loss in losses) or not getattr(held, "built", True):
+        for metric in held.metrics if held is model._compile_metrics else [held]:
+            if any(metric is loss for loss in losses):
                 continue
             if not metric.variables:
                 raise ValueError(
@@ -78,6 +80,11 @@ class _Trial:
         `kind`: the model's "own" predictions, "realistic" ones (probabilities where the model's
         are), or targets and predictions from a "wide" range.
         """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self._run(rng, kind)
+
+    def _run(self, rng, kind):
         first, second = (self._batch(rng, size, kind) for size in _SIZES)
         empty = [tf.zeros(v.shape, v.dtype) for v in self._variables]
         alone = self._feed(empty, first)
@@ -120,9 +127,11 @@ class _Trial:
 
 
 def _alike(a, b):
+    half = a.dtype in (tf.float16, tf.bfloat16)
     a, b = (np.asarray(s, np.float64) for s in (a, b))
     scale = max(np.abs(np.nan_to_num([a, b])).max(initial=0.0), 1e-6)
-    return np.allclose(a, b, rtol=0.0, atol=_TOLERANCE * scale, equal_nan=True)
+    atol = (_TOLERANCE_OF_HALF if half else _TOLERANCE) * scale
+    return np.allclose(a, b, rtol=0.0, atol=atol, equal_nan=True)
 
 
 def _joined(a, b):
@@ -154,14 +163,20 @@ def _targets(rng, size, leaf, pred, kind):
     else:
         values = rng.integers(0, max(units, 2), shape)
     if kind == "wide" and tf.as_dtype(leaf.dtype).is_floating:
-        values = rng.normal(size=shape) * 3.0
+        values = _both_signs(rng, shape)
     return tf.cast(tf.constant(values), leaf.dtype)
+
+
+def _both_signs(rng, shape):
+    values = rng.normal(size=shape) * 3.0
+    values[0], values[-1] = -np.abs(values[0]), np.abs(values[-1])
+    return values
 
 
 def _predictions(rng, size, leaf, kind):
     shape = _shape(size, leaf)
     if kind == "wide":
-        values = rng.normal(size=shape) * 3.0
+        values = _both_signs(rng, shape)
     else:
         values = rng.uniform(size=shape)
         if np.allclose(np.asarray(leaf, np.float64).sum(-1), 1.0, atol=1e-3):

@@ -69,6 +69,9 @@ class Algorithm(NamedTuple):
         send: `(bc, seed) -> bc`: what one client receives in place of the broadcast; None: the
             broadcast itself.
         receive: `(bc) -> bc`: of what travelled, what `client` takes.
+        renew: `(weights, total, population) -> extra`: the algorithm's own server state for another
+            population, from the sum of its clients' own states (None: there are none yet); None:
+            it does not depend on who the clients are.
     """
 
     init: Callable
@@ -86,6 +89,7 @@ class Algorithm(NamedTuple):
     sent_down: Callable = lambda bc: (bc, raw(bc))
     send: Callable | None = None
     receive: Callable = lambda bc: bc
+    renew: Callable | None = None
 
 
 class Uses(NamedTuple):
@@ -210,7 +214,8 @@ class Report(NamedTuple):
         extra: Added uniformly.
         examples: Examples of the clients that count.
         sums: Training metrics.
-        clients: Clients that count, and in `dropped` those left out for non-finite values.
+        clients: Clients that count, in `dropped` those left out for non-finite values, and in
+            `empty` those without examples.
         present: Where clients train parts of their own, the weight of those that had each
             coordinate.
     """
@@ -222,6 +227,7 @@ class Report(NamedTuple):
     sums: tuple
     clients: Any
     dropped: Any
+    empty: Any
     present: Any = ()
 
 

@@ -1,8 +1,11 @@
 """From what `compile` is given to an algorithm that an engine can run."""
 
+import warnings
+import weakref
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
 from tffed import optimizers
 from tffed.aggregation import Aggregator, chain, mean
@@ -10,6 +13,9 @@ from tffed.algorithm import Algorithm, Recipe
 from tffed.model import FunctionalModel, from_keras
 from tffed.optimizers import Optimizer
 from tffed.privacy.example_level import ExampleLevel, private_gradients
+
+# The optimizers that `collect` has given to models, which had none: the next one replaces them.
+_GIVEN = weakref.WeakKeyDictionary()
 
 
 class Parts(NamedTuple):
@@ -63,7 +69,12 @@ def collect(
             )
         server_optimizer = keras.optimizers.SGD(1.0)
     server_optimizer = optimizers.get(server_optimizer)
-    model = from_keras(keras_model, optimizer=server_optimizer, **arguments)
+    if client_optimizer is not None:
+        client_optimizer = optimizers.get(client_optimizer)
+        _warn_of_schedule(client_optimizer)
+    own = _own_optimizer(keras_model, client_optimizer or server_optimizer, arguments["loss"])
+    model = from_keras(keras_model, optimizer=own, **arguments)
+    _check_divisors(recipe, keras_model)
     aggregator = chain(mean()) if aggregator is None else aggregator
     if not isinstance(aggregator, Aggregator):
         raise ValueError(
@@ -77,7 +88,6 @@ def collect(
         )
     client = None
     if client_optimizer is not None:
-        client_optimizer = optimizers.get(client_optimizer)
         client = optimizers.from_keras(client_optimizer, model.variables)
     server = optimizers.from_keras(server_optimizer, model.variables)
     return Parts(
@@ -91,6 +101,60 @@ def collect(
         client_optimizer,
         server_optimizer,
     )
+
+
+def _own_optimizer(model, optimizer, loss):
+    """What `model.optimizer` is outside of `fit`: the user's; `optimizer` where there is none."""
+    held = getattr(model, "optimizer", None) if getattr(model, "compiled", False) else None
+    if held is not None and (loss is None or _GIVEN.get(model) is not held):
+        return held
+    if isinstance(model, keras.Model):
+        _GIVEN[model] = optimizer
+    return optimizer
+
+
+def _check_divisors(recipe, model):
+    """Looks for losses that divide by something else than the number of examples.
+
+    Raises:
+        ValueError: One divides by the sum of the sample weights.
+    """
+    losses = [one for one in tf.nest.flatten(model.loss) if one is not None]
+    for one in losses:
+        if getattr(one, "reduction", None) == "mean_with_sample_weight":
+            raise ValueError(
+                "A client's loss must be a mean over its examples, by whose number clients weigh. "
+                f"Received: reduction='mean_with_sample_weight' in {type(one).__name__}, which "
+                "divides by the sum of the sample weights. Use 'sum_over_batch_size'."
+            )
+    masked = any(getattr(output, "_keras_mask", None) is not None for output in _outputs(model))
+    ignoring = any(getattr(one, "ignore_class", None) is not None for one in losses)
+    if recipe.name == "fed_sgd" and (masked or ignoring):
+        cause = "the model's output is masked" if masked else "the loss has an ignore_class"
+        warnings.warn(
+            f"A client's loss is a mean over its valid steps, as {cause}, but clients weigh by "
+            "their examples: where valid steps are unevenly spread over clients, fed_sgd's step is "
+            "not the centralised one.",
+            stacklevel=4,
+        )
+
+
+def _outputs(model):
+    """The symbolic outputs of a functional model; none of others."""
+    return tf.nest.flatten(getattr(model, "outputs", None) or [])
+
+
+def _warn_of_schedule(optimizer):
+    if callable(optimizer._learning_rate):
+        schedule = optimizer._learning_rate
+        name = getattr(schedule, "__name__", type(schedule).__name__)
+        warnings.warn(
+            f"The client optimizer's schedule, {name}, counts the steps of one client in one "
+            "round: it starts again in each round. For rates that fall from round to round give a "
+            "constant rate, and set `client_optimizer.learning_rate` in a callback's "
+            "on_epoch_begin; a round is an epoch.",
+            stacklevel=4,
+        )
 
 
 class Built(NamedTuple):

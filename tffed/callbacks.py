@@ -9,13 +9,17 @@ import warnings
 import keras
 import numpy as np
 
-_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_HOOKS = ("on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end")
+_UNCALLED = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_UNCALLED += ("on_test_begin", "on_test_end", "on_test_batch_begin", "on_test_batch_end")
 _REASONS = {
     "BackupAndRestore": "pass checkpoint_dir=… to fit, which also restores the server optimizer, "
     "the clients' states and the random streams",
     "TerminateOnNaN": "a client's NaN update is left out and counted in `dropped`, and a round in "
     "which all clients fail stops the run",
     "SwapEMAWeights": "the server optimizer keeps no moving average of the weights",
+    "OrbaxCheckpoint": "it saves the state of the optimizer that callbacks see, which is the "
+    "server's; use ModelCheckpoint, or checkpoint_dir=… of fit",
     "ProgbarLogger": "fit shows its own progress; see `verbose`",
 }
 
@@ -23,8 +27,10 @@ _REASONS = {
 def check_callbacks(callbacks):
     """The callbacks as a list, each of which can work in a federated run.
 
+    Warns of hooks that will not be called, which many loggers define beside others.
+
     Raises:
-        ValueError: One is no Keras callback, or depends on the hooks of training batches.
+        ValueError: One is no Keras callback, or works by training batches.
     """
     callbacks = list(callbacks or [])
     for callback in callbacks:
@@ -38,6 +44,13 @@ def check_callbacks(callbacks):
                 f"{type(callback).__name__} cannot work in a federated run: {reason}. "
                 f"Received: {type(callback).__name__} in callbacks."
             )
+        if uncalled := _overridden(callback, _UNCALLED):
+            warnings.warn(
+                f"{type(callback).__name__} defines {', '.join(uncalled)}, which will not be "
+                "called: local batches and validation run inside compiled loops. Its other hooks "
+                "are called, a round being an epoch.",
+                stacklevel=3,
+            )
     return callbacks
 
 
@@ -50,24 +63,23 @@ def _refusal(callback):
         return "with update_freq or profile_batch it needs batches" if per_batch else None
     if isinstance(callback, keras.callbacks.ModelCheckpoint):
         return None if callback.save_freq == "epoch" else 'it needs save_freq="epoch"'
-    base = keras.callbacks.Callback
-    for hook in _BATCH_HOOKS:
-        own = getattr(callback, hook)
-        if getattr(own, "__func__", own) is not getattr(base, hook):
-            return f"it uses {hook}, and local batches run inside a compiled loop"
+    uncalled = _overridden(callback, _UNCALLED)
+    if uncalled and not _overridden(callback, _HOOKS):
+        return f"it uses {uncalled[0]} alone, and local batches run inside a compiled loop"
     return None
 
 
 def without_undefined(callback):
-    """The callback; one of Keras's that monitors a value, such that it passes over NaN ones.
+    """The callback; one of Keras's that takes the best of a value, such that it never sees NaN.
 
     Keras takes the first value as the best, and nothing is better than NaN.
     """
-    return _Defined(callback) if hasattr(callback, "monitor_op") else callback
+    chooses = hasattr(callback, "monitor_op") and getattr(callback, "save_best_only", True)
+    return _Defined(callback) if chooses else callback
 
 
 class _Defined(keras.callbacks.Callback):
-    """Shows a callback the rounds in which what it monitors is defined."""
+    """Shows a callback what it monitors only where that is defined."""
 
     def __init__(self, callback):
         super().__init__()
@@ -90,16 +102,34 @@ class _Defined(keras.callbacks.Callback):
         self._shown.on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        value = (logs or {}).get(self._shown.monitor)
+        name = self._shown.monitor
+        value = (logs or {}).get(name)
         if value is None or np.ndim(value) or not np.isnan(value):
             self._shown.on_epoch_end(epoch, logs)
-        elif not self._told:
+            return
+        if not self._told:
             self._told = True
             warnings.warn(
-                f"{self._shown.monitor} is undefined in round {epoch + 1}. "
-                f"{type(self._shown).__name__} passes over such rounds.",
+                f"{name} is undefined in round {epoch + 1}. {type(self._shown).__name__} passes "
+                "over such rounds.",
                 stacklevel=2,
             )
+        if isinstance(self._shown, keras.callbacks.ModelCheckpoint):
+            return  # it would save without a value
+        del logs[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras's, that there is no such value
+            self._shown.on_epoch_end(epoch, logs)
+        logs[name] = value
+def _overridden(callback, hooks):
+    """Those of the hooks that are the callback's own; Keras's own callbacks need no word."""
+    found = []
+    for hook in hooks:
+        own = getattr(callback, hook)
+        own = getattr(own, "__func__", own)
+        if own is not getattr(keras.callbacks.Callback, hook):
+            found.append((hook, getattr(own, "__module__", None) or ""))
+    return [hook for hook, module in found if not module.startswith("keras.")]
 
 
 class Snapshot:

@@ -24,6 +24,7 @@ from tffed.checkpoint_file import (
     to_json,
     write_whole,
 )
+from tffed.differences import differences
 
 _NAME = re.compile(r"round-([0-9]{6}|[1-9][0-9]{6,})\.ckpt")
 
@@ -231,27 +232,16 @@ def _check_fingerprint(path: Path, manifest: Mapping, expect: Mapping) -> None:
     found, expect = manifest.get("fingerprint"), json.loads(to_json(dict(expect)))
     if not isinstance(found, dict):
         found = {}
-    differences = [
-        f"{key}={_shown(found, key)} (expected {_shown(expect, key)})"
-        for key in sorted(found.keys() | expect.keys())
-        if key not in found or key not in expect or _text(found[key]) != _text(expect[key])
-    ]
-    if differences:
+    if missing := sorted(expect.keys() - found.keys()):
+        raise CheckpointError(
+            f"Expected a checkpoint of this run in {path}, and cannot tell whether it is. "
+            f"Received: one that says nothing of {', '.join(missing)}: another version of tffed "
+            "wrote it. Finish that run with the version that began it, or give this run a "
+            "directory of its own."
+        )
+    if found := differences(found, expect):
         raise CheckpointError(
             f"Expected a checkpoint of this run in {path}, which holds one of another. Received: "
-            f"{', '.join(differences)}. Go on with the settings it was made with, or give this "
-            "run a directory of its own."
+            f"{'; '.join(found)}. Go on with the settings it was made with, or give this "
+            "run a directory of its own. (Callbacks may change rates in a run.)"
         )
-
-
-def _shown(fingerprint: Mapping, key: str) -> str:
-    """Returns a value of a fingerprint, short enough for a message."""
-    if key not in fingerprint:
-        return "nothing"
-    text = repr(fingerprint[key])
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _text(value: Any) -> str:
-    """Returns a value as text to compare, because NaN is not equal to itself."""
-    return to_json(value, sort_keys=True)

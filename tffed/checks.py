@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tffed.arguments import integer_from
 from tffed.data import ClientData, from_dict
 from tffed.data.checks import as_examples
 
@@ -84,22 +85,20 @@ def _is_sparse(loss):
 
 
 def check_rounds(rounds, initial_round, validation_freq, checkpoint_freq):
-    """Checks the counts that `Federated.fit` takes."""
-    for name, value, least in (
+    """The counts that `Federated.fit` takes, as ints, checked."""
+    given = (
         ("rounds", rounds, 1),
         ("initial_round", initial_round, 0),
         ("validation_freq", validation_freq, 1),
         ("checkpoint_freq", checkpoint_freq, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-            )
+    )
+    rounds, initial_round, *others = (integer_from(least, *pair) for *pair, least in given)
     if initial_round >= rounds:
         raise ValueError(
             "`initial_round` must be less than `rounds`, which counts from the run's start. "
             f"Received: initial_round={initial_round}, rounds={rounds}"
         )
+    return rounds, initial_round, *others
 
 
 def as_clients(clients):

@@ -32,13 +32,15 @@ def compose(
     server_metrics=lambda extra: {},
     personal=lambda weights, state: weights,
     maskable=None,
+    renew=None,
 ) -> Algorithm:
     """Makes an `Algorithm` of local work, an aggregator and a server optimizer.
 
     The server step is `w ← step(w, -mean update)`: with SGD(1.0), `w + mean update`. A client whose
     message holds a NaN, an infinity or a negative weight is left out and counted, and its state
-    stays as it was. If no client is left, the server still takes its step, with a zero update:
-    momentum goes on.
+    stays as it was. A client without examples is passed over and counted as `empty`; with noise for
+    clients it counts like the others, its update being zero. If no client is left, the server still
+    takes its step, with a zero update: momentum goes on.
 
     Args:
         name: The algorithm's name.
@@ -54,6 +56,7 @@ def compose(
         personal: `(weights, state) -> weights` with which a client is evaluated.
         maskable: `(batch) -> bool`: whether `work` takes padded `LocalData` of such examples; the
             shared loop does if the model's `maskable` says so and batches have a size. None: never.
+        renew: As in `Algorithm`.
     """
     hooks = _Hooks(work, client_init, server_init, server_update, server_metrics, personal)
     whole = _Composition(name, hooks, model, server_optimizer, aggregator, learning_rate)
@@ -73,6 +76,7 @@ def compose(
         sent_down=whole.sent_down,
         send=whole.send if aggregator.part.own else None,
         receive=whole.receive,
+        renew=renew,
     )
 
 
@@ -162,7 +166,10 @@ class _Composition:
             moved, kept = (), done.non_trainable
         message = Message(update, moved, done.extra, done.examples, done.sums, chosen)
         new = ClientState(done.state, stages, kept)
-        return message, tree.select(tree.all_finite((message, new)), new, state)
+        changes = tree.all_finite((message, new))
+        if not self._aggregator.private:
+            changes &= done.examples > 0
+        return message, tree.select(changes, new, state)
 
     def report(self, bc, message):
         update = self._aggregator.report(bc.aggregator, message.update, self._inner)
@@ -178,12 +185,16 @@ class _Composition:
             message.sums,
             tf.constant(1.0),
             tf.constant(0.0),
+            tf.cast(message.examples == 0, tf.float32),
             present,
         )
         ok = tree.all_finite((message, full)) & (update.weight >= 0) & (message.examples >= 0)
-        left_out = tree.zeros_like(full)._replace(dropped=tf.constant(1.0))
+        nothing = tree.zeros_like(full)
+        left_out = nothing._replace(dropped=tf.constant(1.0))
         if self._aggregator.private:  # what is divided by must not tell who was left out
-            left_out = left_out._replace(update=update._replace(stats=left_out.update.stats))
+            left_out = left_out._replace(update=update._replace(stats=nothing.update.stats))
+        else:  # who has no examples is passed over; of a finite message
+            full = tree.select(message.examples > 0, full, nothing._replace(empty=full.empty))
         return tree.select(ok, full, left_out)
 
     def finish(self, state, total, seed):
@@ -195,9 +206,9 @@ class _Composition:
             rest = tree.map(lambda x: tf.reduce_sum(x, 0), total._replace(update=()))
             weight = tf.reduce_sum(weight)
         update = self._put_right(update, weight, rest.present)
-        optimizer, trainable = self._optimizer.step(
-            state.optimizer, state.weights.trainable, tree.scale(update, -1.0)
-        )
+        optimizer, trainable = self._step(state, update)
+        before = state.weights.trainable
+        trainable = self._aggregator.settle(before, trainable, rest.present)
         trainable = self._aggregator.release(stages, trainable, seed)
         part, trainable, found = self._part.advance(state.part, trainable, state.round + 1)
         statistics = state.weights.non_trainable
@@ -213,9 +224,18 @@ class _Composition:
             down=state.down if self._part.own else self._sent(state)[1],
             part=part,
         )
-        counts = {"clients": rest.clients, "dropped": rest.dropped, "examples": rest.examples}
+        names = ("clients", "dropped", "empty", "examples")
+        counts = {name: getattr(rest, name) for name in names}
         own = self._hooks.server_metrics(state.extra)
         return new, self._model.report(rest.sums) | counts | own | metrics | found
+
+    def _step(self, state, update):
+        """The server's step; as in Keras, weights that no loss depends on stay as they are."""
+        connected = self._model.connected
+        used = connected() if connected is not None else [True] * len(update)
+        pairs = zip(tree.scale(update, -1.0), used, strict=True)
+        grads = tuple(g if u else None for g, u in pairs)
+        return self._optimizer.step(state.optimizer, state.weights.trainable, grads)
 
     def personal(self, weights, state):
         return self._hooks.personal(self._own_statistics(weights, state), state.algorithm)

@@ -92,8 +92,8 @@ class Evaluator:
 
     Args:
         model: A `FunctionalModel`.
-        batch_size: Examples in a batch; changes the result only by rounding, but for a loss or a
-            metric that gives a whole batch one value.
+        batch_size: Examples in a batch; changes the result only by rounding, but for what gives a
+            whole batch one value: some losses, penalties added in a call, functions of a user.
     """
 
     def __init__(self, model, batch_size=256):

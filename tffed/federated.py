@@ -7,9 +7,11 @@ import tensorflow as tf
 
 from tffed import assembly, random, tree
 from tffed.algorithm import Recipe
+from tffed.arguments import integer
 from tffed.callbacks import check_callbacks, without_undefined
 from tffed.checks import as_arrays, as_clients, check_inputs, check_rounds, label_check
 from tffed.data import ClientData
+from tffed.describe import describe
 from tffed.engines.embedded import Embedded
 from tffed.engines.packed import Packed
 from tffed.evaluation import Evaluator, validation_sample
@@ -18,14 +20,16 @@ from tffed.fitting import (
     Plan,
     callback_list,
     choose_sampler,
-    fingerprint,
     fit_rounds,
+    lent,
 )
+from tffed.identity import compiled, fingerprint, population
 from tffed.privacy.budget import plan
 from tffed.privacy.ledger import Ledger
 from tffed.progress import RoundProgress
 from tffed.resume import RunFiles
 from tffed.store import ClientStore
+from tffed.training import renewed
 
 
 class Federated:
@@ -67,12 +71,12 @@ class Federated:
             )
         random.seed(seed)
         self.model = model
-        self.seed = seed
+        self.seed = integer(seed)
         self.state = None
         self.history = None
         self._recipe = algorithm
         self._parts = self._built = None
-        self._delta = None
+        self._delta = self._population = None
         self.store = None
         self.ledger = Ledger()
 
@@ -99,8 +103,10 @@ class Federated:
         """Sets what trains the model, as `keras.Model.compile` does.
 
         Callbacks that read or set the learning rate (ReduceLROnPlateau, LearningRateScheduler) act
-        on the server optimizer, which becomes `model.optimizer`. The clients' rate can be set
-        between rounds through `client_optimizer.learning_rate`.
+        on the server optimizer, which is `model.optimizer` during `fit`. Before and after, and in
+        saved files, that is what the model was compiled with, else the client optimizer (the
+        server's for `fed_sgd`); loss and metrics are those given here. The clients' rate can be
+        set between rounds through `client_optimizer.learning_rate`.
 
         Args:
             client_optimizer: Keras optimizer of the local steps, afresh in each round; none for
@@ -149,17 +155,20 @@ class Federated:
         )
         if noise_seed is not None:
             random.seed(noise_seed)
+            noise_seed = integer(noise_seed)
         self._noise_seed = noise_seed
         self._functional = parts.model
         self.client_optimizer = parts.client_optimizer
         self.server_optimizer = parts.server_optimizer
+        self._rates = LearningRates(self.client_optimizer, self.server_optimizer)
         options = {"jit_compile": jit_compile, "processes": processes, "batched": batched}
         self._payloads = payloads
         self._settings = {
             "seed": self.seed,
             "aggregator": parts.aggregator.name,
             "batch_norm": batch_norm,
-            "class_weight": class_weight,
+            "class_weight": describe(class_weight),
+            **compiled(self.model),
             "privacy": None if privacy is None else repr(privacy),
             "noise_seed": noise_seed,
             "payloads": payloads,
@@ -217,7 +226,7 @@ class Federated:
 
         Returns:
             The `keras.callbacks.History`: training loss and metrics, `val_…`, `clients`,
-            `dropped`, `examples`, `bytes_up`, `bytes_down` and `seconds` by round.
+            `dropped`, `empty`, `examples`, `bytes_up`, `bytes_down` and `seconds` by round.
 
         Raises:
             ValueError: An argument or the data is wrong; see the message.
@@ -225,15 +234,23 @@ class Federated:
         """
         if self._parts is None:
             raise ValueError("Call compile(…) before fit(…): it sets the optimizers and the loss.")
-        check_rounds(rounds, initial_round, validation_freq, checkpoint_freq)
+        rounds, initial_round, validation_freq, checkpoint_freq = check_rounds(
+            rounds, initial_round, validation_freq, checkpoint_freq
+        )
         clients = as_clients(clients)
         sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
         callbacks = check_callbacks(callbacks)
         self._check_data(clients)
         validate = self._validator(validation_data, validation_clients)
-        rates = LearningRates(self.client_optimizer, self.server_optimizer)
-        identity = fingerprint(
-            self._recipe, self._settings, clients, sampler, rates, self._functional.init()
+        self._rates.begin()
+        identity = checkpoint_dir and fingerprint(
+            self._recipe,
+            self._settings,
+            clients,
+            sampler,
+            self._rates,
+            self.model,
+            validation_data,
         )
         files = RunFiles(checkpoint_dir, identity, self.store)
         stop, terms = self._protect(clients, sampler, initial_round, rounds, files, privacy)
@@ -257,16 +274,18 @@ class Federated:
         )
         self.model.stop_training = False
         try:
-            fit_rounds(
-                planned,
-                self._engine,
-                self._functional,
-                self._start(clients),
-                rates,
-                self.model,
-                self._keep,
-            )
+            with lent(self.server_optimizer, self.model):
+                fit_rounds(
+                    planned,
+                    self._engine,
+                    self._functional,
+                    lambda: self._start(clients),
+                    self._rates,
+                    self.model,
+                    self._keep,
+                )
         finally:
+            self._rates.end()
             shown.close()
             if self.state is not None:
                 self._functional.assign(self.state.weights)
@@ -297,10 +316,10 @@ class Federated:
             return self._evaluate_clients(weights, x, list(x.ids) if ids is None else list(ids))
         if isinstance(x, ClientData) or y is None or ids is not None:
             given = {"y": y, "sample_weight": sample_weight, "ids": ids}
+            given = ", ".join(f"{k}={'None' if v is None else '…'}" for k, v in given.items())
             raise ValueError(
                 "Expected evaluate(x, y[, sample_weight]), or evaluate(clients[, ids=…]) with a "
-                f"ClientData. Received: x of type {type(x).__name__} with "
-                f"{', '.join(name + ('=None' if v is None else '=…') for name, v in given.items())}."
+                f"ClientData. Received: x of type {type(x).__name__}, {given}."
             )
         return self._evaluator.pooled(weights, as_arrays((x, y, sample_weight), self._check))
 
@@ -376,12 +395,16 @@ class Federated:
     def _start(self, clients):
         """The state to go on from: the last one, with the Keras model's present weights."""
         weights = self._functional.init()
+        before, self._population = self._population, population(clients)
         if self.state is None:
             state = self._algorithm.init(weights, len(clients))
             if self._noise_seed is not None and tf.is_tensor(state.noise):
                 state = state._replace(noise=random.secret(self._noise_seed))
             return state
-        return self.state._replace(weights=weights)
+        state = self.state._replace(weights=weights)
+        if before == self._population:
+            return state
+        return renewed(self._engine, state, clients, self.store)
 
     def _check_data(self, clients):
         check_inputs(self.model, clients.spec)

@@ -1,12 +1,13 @@
 """The rounds of one `fit`: callbacks, validation, checkpoints."""
 
-import json
+import contextlib
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tffed.arguments import fraction, integer
 from tffed.callbacks import Snapshot
 from tffed.data import Sampler, Uniform
 from tffed.privacy.terms import SCHEDULE
@@ -47,21 +48,22 @@ class Plan(NamedTuple):
     ledger: Any
 
 
-def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
+def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
     """Runs the rounds of a plan.
 
     Args:
         plan: The `Plan`.
         engine: The engine of the algorithm.
         model: The `FunctionalModel`.
-        state: The `ServerState` to begin with if there is no checkpoint.
+        start: `() -> ServerState` to begin with if there is no checkpoint.
         rates: The `LearningRates` of the two Keras optimizers.
         keras_model: The Keras model that callbacks see.
         keep: Called with each new state and the client store.
     """
     plan.all_callbacks.on_train_begin()
     snapshot = Snapshot(plan.callbacks)
-    state, first = _resume(plan, state, snapshot, rates, keras_model)
+    # Begun only now: a callback may have set the weights.
+    state, rounds = _resume(plan, start(), snapshot, rates, keras_model)
     keep(state, plan.files.store)
     model.assign(state.weights)
 
@@ -71,12 +73,11 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
         plan.files.save(rates.write(state), epoch, record, snapshot.capture())
 
     if plan.terms.mechanism is not None and plan.files.empty:
-        save(state, first)  # else a run that is killed in its first round would draw other noise
-    for epoch in range(first, plan.rounds.stop):
-        if keras_model.stop_training:
-            break
+        # Else a run that is killed in its first round would draw other noise.
+        save(state, rounds.start)
+    for epoch in rounds:
         plan.all_callbacks.on_epoch_begin(epoch)
-        state = rates.write(state)
+        state = rates.write(_with_weights(plan, model, state))
         number = int(state.round)
         state, logs = run_round(
             engine,
@@ -95,6 +96,8 @@ def fit_rounds(plan, engine, model, state, rates, keras_model, keep):
         last = epoch + 1 == plan.rounds.stop or keras_model.stop_training
         if last or (epoch + 1) % plan.checkpoint_freq == 0:
             save(state, epoch + 1)
+        if keras_model.stop_training:  # as in Keras, not looked at before the first round is done
+            break
     model.assign(state.weights)
     plan.all_callbacks.on_train_end()
     # EarlyStopping, for one, puts the best weights back at the end.
@@ -116,32 +119,73 @@ def _show_callbacks(plan, model, state, epoch, logs):
         return state
     model.assign(state.weights)
     plan.all_callbacks.on_epoch_end(epoch, logs)
-    return state._replace(weights=model.init())
+    return _with_weights(plan, model, state)
+
+
+def _with_weights(plan, model, state):
+    """The state with the weights that the Keras model has, if callbacks may have set them."""
+    return state._replace(weights=model.init()) if plan.callbacks else state
 
 
 def _resume(plan, state, snapshot, rates, keras_model):
-    """The state and the first round: from the newest checkpoint if there is one."""
+    """The state and the rounds to do: from the newest checkpoint if there is one."""
     resumed = plan.files.load(state)
     if resumed is None:
-        return state, plan.rounds.start
+        return state, plan.rounds
     snapshot.restore(*resumed.callbacks)
     rates.read(resumed.state)
     plan.history.epoch = list(resumed.history["epoch"])
     plan.history.history.update(resumed.history["history"])
-    keras_model.stop_training = resumed.history["stopped"]
-    return resumed.state, resumed.epoch
+    keras_model.stop_training = stopped = resumed.history["stopped"]
+    return resumed.state, range(resumed.epoch, resumed.epoch if stopped else plan.rounds.stop)
 
 
-class LearningRates(NamedTuple):
+@contextlib.contextmanager
+def lent(optimizer, model):
+    """Makes an optimizer the model's own for a while: where callbacks look for the rate.
+
+    What is saved meanwhile is the optimizer that the model was compiled with.
+    """
+    own = model.optimizer
+    model.optimizer = optimizer
+    if own is not None and own is not optimizer:
+        optimizer.save_own_variables = own.save_own_variables
+    try:
+        yield
+    finally:
+        vars(optimizer).pop("save_own_variables", None)
+        model.optimizer = own
+
+
+class LearningRates:
     """The learning rates that live in two Keras optimizers, where callbacks set them.
 
     Attributes:
         client: The clients' Keras optimizer, or None.
         server: The server's.
+        asked: The constant rates of both that the user has set, which are part of what a run is;
+            None for schedules, and without clients' optimizer.
     """
 
-    client: Any
-    server: Any
+    def __init__(self, client, server):
+        self.client = client
+        self.server = server
+        self.asked = self._left = self._now()
+
+    def begin(self):
+        """Takes note of the rates that were set since the last `fit`."""
+        compared = zip(self.asked, self._left, self._now(), strict=True)
+        self.asked = tuple(asked if now == left else now for asked, left, now in compared)
+
+    def end(self):
+        """Takes note of the rates that a `fit` has come to."""
+        self._left = self._now()
+
+    def _now(self):
+        return tuple(
+            _value(optimizer) if optimizer is not None and _constant(optimizer) else None
+            for optimizer in (self.client, self.server)
+        )
 
     def write(self, state):
         """The state with the rates that the Keras optimizers have now."""
@@ -199,48 +243,16 @@ def choose_sampler(clients, sampler, clients_per_round, client_fraction):
     if sampler is not None:
         if not isinstance(sampler, Sampler):
             raise ValueError(
-                "Expected a sampler such as tffed.data.Poisson(0.1). "
-                f"Received: sampler={sampler!r}"
+                f"Expected a sampler such as tffed.data.Poisson(0.1). Received: sampler={sampler!r}"
             )
         return sampler
     if client_fraction is not None:
-        if not (isinstance(client_fraction, int | float) and 0 < client_fraction <= 1):
-            raise ValueError(
-                f"`client_fraction` must be in (0, 1]. Received: client_fraction={client_fraction}"
-            )
-        return Uniform(max(1, round(client_fraction * population)))
-    size = population if clients_per_round is None else clients_per_round
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= population:
+        share = fraction("client_fraction", client_fraction)
+        return Uniform(max(1, round(share * population)))
+    size = population if clients_per_round is None else integer(clients_per_round)
+    if size is None or not 1 <= size <= population:
         raise ValueError(
             f"`clients_per_round` must be an integer from 1 to the {population} clients there are. "
-            f"Received: clients_per_round={size!r}"
+            f"Received: clients_per_round={clients_per_round!r}"
         )
     return Uniform(size)
-
-
-def fingerprint(recipe, settings, clients, sampler, optimizers, weights):
-    """What makes a run the run it is, JSON-able, for its checkpoints.
-
-    Constant learning rates are left out: callbacks change them.
-    """
-
-    def config(optimizer):
-        if optimizer is None:
-            return None
-        found = dict(optimizer.get_config())
-        found.pop("name")
-        if not isinstance(found.get("learning_rate"), dict):
-            found.pop("learning_rate", None)
-        return {"class": type(optimizer).__name__, **found}
-
-    found = {
-        "algorithm": {"name": recipe.name, **recipe.config},
-        **settings,
-        "clients": len(clients),
-        "examples": repr(clients.spec),
-        "sampler": sampler.describe(),
-        "client_optimizer": config(optimizers.client),
-        "server_optimizer": config(optimizers.server),
-        "weights": [list(leaf.shape) for leaf in tf.nest.flatten(weights)],
-    }
-    return json.loads(json.dumps(found, default=str))

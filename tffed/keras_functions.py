@@ -1,12 +1,14 @@
 """The functions of a `tffed.FunctionalModel`, made of a Keras model."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from tffed import tree
 from tffed.embeddings import checked_ids
+from tffed.gradient_proof import check_step
 from tffed.keras_model import batch_parts, class_weigher, scales_loss
 from tffed.maskable import independent_examples, padding_is_exact
 from tffed.metrics import add_batch, loss_parts, metrics_builder, report, update_masked_metrics
@@ -41,7 +43,8 @@ class KerasFunctions:
         self._state = state_of(model)
         self._weigh = class_weigher(class_weight)
         self._build_metrics = metrics_builder(model)
-        self._padding = {}
+        self._padding, self._proved = {}, False
+        self._connected = [False] * len(self.variables)
 
     def init(self):
         self._check_unchanged()
@@ -63,8 +66,13 @@ class KerasFunctions:
 
     def zeros(self, batch):
         self._build_metrics(*batch_parts(batch))
+        self._prove(batch)
         states = (tf.zeros(v.shape, v.dtype) for v in self._model.metrics_variables)
         return (tf.zeros(()), tf.zeros(()), *states)
+
+    def connected(self):
+        """Which trainable weights had a gradient so far; before there was any, all."""
+        return self._connected if any(self._connected) else [True] * len(self.variables)
 
     def grad(self, weights, batch, seed, mask=None, sparse=False, noise=(), scale=None):
         del noise
@@ -75,7 +83,9 @@ class KerasFunctions:
             scaled = value if scale is None else value * tf.cast(scale, value.dtype)
         pairs = zip(self.variables, weights.trainable, strict=True)
         sources = [[w, *scope.sources.get(id(v), ())] for v, w in pairs]
-        grads = [_sum(parts) for parts in tape.gradient(scaled, sources)]
+        with scope:  # a gradient of the user's own may read a variable
+            grads = [_sum(parts) for parts in tape.gradient(scaled, sources)]
+        self._connected = [c or g is not None for c, g in zip(self._connected, grads, strict=True)]
         if all(g is None for g in grads):
             raise ValueError(
                 "Expected a loss that depends on the model's weights. Received: "
@@ -129,6 +139,20 @@ class KerasFunctions:
             value *= tf.cast(tf.math.divide_no_nan(rows, count), value.dtype)
         sums = add_batch(model, scope, sums, value, parts, rows=rows, count=count)
         return value, scope, sums
+
+    def _prove(self, batch):
+        """Once, holds a step against Keras's own."""
+        if self._proved:
+            return
+        self._proved = True
+        spec = tree.map(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), batch)
+        try:
+            # The graph being traced, and its gradient tapes, are this thread's.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(check_step, self, self._model, self._state, spec).result()
+        except ValueError:
+            self._proved = False
+            raise
 
     def _mapping(self, weights, seed, sums):
         """What each Keras variable stands for while the model runs."""

@@ -1,9 +1,11 @@
 """What tffed reads off a Keras model, and what it checks first."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tffed import tree
+from tffed.arguments import plain, real
 from tffed.model_call import layers
 
 BATCH_NORM_POLICIES = ("average", "local", "freeze")
@@ -110,11 +112,16 @@ def batch_parts(batch):
 
 
 def class_weigher(class_weight):
-    """A function from a batch to (x, y, sample_weight) with the class weights multiplied in."""
+    """A function from a batch to (x, y, sample_weight) with the class weights multiplied in.
+
+    As in Keras, labels are rounded, may be negative, and those that are no key count as 1.
+
+    Raises:
+        ValueError: A key is no whole number, or a weight not finite.
+    """
     if class_weight is None:
         return batch_parts
-    size = max(class_weight) + 1
-    table = tf.constant([float(class_weight.get(c, 1.0)) for c in range(size)])
+    classes, factors = _class_table(class_weight)
 
     def weigh(batch):
         x, y, sample_weight = batch_parts(batch)
@@ -126,8 +133,30 @@ def class_weigher(class_weight):
             )
         labels = tf.argmax(y, -1) if y.shape.rank > 1 and y.shape[-1] != 1 else y
         labels = tf.reshape(tf.cast(keras.ops.round(labels), tf.int32), [-1])
-        known = tf.gather(table, tf.minimum(labels, size - 1))
-        weights = tf.where(labels < size, known, 1.0)
-        return x, y, weights if sample_weight is None else weights * sample_weight
+        matches = labels[:, None] == classes
+        found = tf.reduce_sum(tf.where(matches, factors, 0.0), -1)
+        weights = tf.where(tf.reduce_any(matches, -1), found, 1.0)
+        if sample_weight is not None:  # of shape [n], [n, 1] or one an element
+            shape = [-1, *[1] * (sample_weight.shape.rank - 1)]
+            weights = tf.reshape(weights, shape) * tf.cast(sample_weight, weights.dtype)
+        return x, y, weights
 
     return weigh
+
+
+def _class_table(class_weight):
+    """`(int32 [K] classes, float32 [K] weights)`."""
+    for key, value in dict(class_weight).items():
+        key = plain(key)
+        if not isinstance(key, int | float) or key != round(key):
+            raise ValueError(
+                "The keys of `class_weight` must be classes, whole numbers. "
+                f"Received: a key {key!r}. Give e.g. {{0: 1.0, 1: 3.0}}."
+            )
+        if not np.isfinite(real(value)):
+            raise ValueError(
+                "The values of `class_weight` must be finite numbers. "
+                f"Received: class_weight[{key!r}]={value!r}"
+            )
+    classes = tf.constant([int(plain(key)) for key in class_weight], tf.int32)
+    return classes, tf.constant([real(value) for value in class_weight.values()], tf.float32)

@@ -72,7 +72,8 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
     def train(bc, data, seed, extra=()):
         initial, count = bc.weights, data.count
         batch = count if batch_size is None else tf.minimum(batch_size, count)
-        per_epoch = _batches(count, batch)
+        # A client without examples takes no step, however many the others do.
+        some, per_epoch = count > 0, tf.maximum(_batches(count, batch), 1)
         # Side by side all clients go through the same loops: an epoch has the batches of the
         # largest, of which the smaller ones sit some out; or each step draws its order anew.
         alike = data.most is not None
@@ -80,7 +81,7 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
         stride = 1 if alike and steps is not None else width
         number = steps(bc) if callable(steps) else steps
         total = width * epochs if steps is None else tf.convert_to_tensor(number)
-        total = tf.where(count > 0, total, 0)  # a client without examples takes no step
+        total = total if alike else tf.where(some, total, 0)
         # Plain SGD touches only the rows of an embedding that the batch does, and other optimizers
         # of Keras tell one use of a row from another.
         sparse = correct is None and not bc.mask and not (alike and optimizer.plain_sgd)
@@ -115,7 +116,7 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
             opt, trainable = moved
             weights = weights._replace(trainable=trainable)
             done = weights, opt, tree.add(sums, new), scale
-            return i + 1, *(tree.select(place < per_epoch, done, carry) if alike else done)
+            return i + 1, *(tree.select(some & (place < per_epoch), done, carry) if alike else done)
 
         def run_stride(i, *carry):
             epoch_seed = random.shuffle_seed(seed, i // width)
@@ -139,7 +140,8 @@ def local_training(model, optimizer, *, epochs, steps, batch_size, correct=None)
             lambda i, *_: i < total, run_stride, start, parallel_iterations=1
         )
         taken = per_epoch * epochs if steps is None else total
-        return LocalResult(model.end(weights), sums, scale.taken if scale else taken)
+        taken = scale.taken if scale else tf.where(some, taken, 0)
+        return LocalResult(model.end(weights), sums, taken)
 
     return train
 

@@ -12,7 +12,7 @@ from tffed.model_call import CallScope, call
 from tffed.undefined import as_float, undefined_is_nan
 
 NAN = float("nan")
-_RESERVED = frozenset(("clients", "dropped", "examples", "bytes_up", "bytes_down", "seconds"))
+_RESERVED = ("loss", "clients", "dropped", "examples", "bytes_up", "bytes_down", "seconds")
 
 
 def metrics_builder(model):
@@ -51,13 +51,15 @@ def metrics_builder(model):
 def _check_names(model, returned):
     """Checks the names of metrics, and that `compute_metrics` returns nothing else."""
     names = [name for name, _ in _flat(model.get_metrics_result())]
-    taken = sorted(_RESERVED.intersection(names)) + ["loss"] * (names.count("loss") > 1)
-    if taken:
+    compiled = getattr(model._compile_metrics, "metrics", ())
+    taken = [name for name in (*names, *(m.name for m in compiled)) if name in _RESERVED]
+    if taken and taken != ["loss"]:  # Keras's own
         raise ValueError(
-            f"Expected metrics of other names than {sorted(_RESERVED)} and 'loss', which rounds "
-            f"report themselves. Received: a metric named {taken[0]!r}. Give it another name."
+            f"Expected metrics of other names than {sorted(_RESERVED)}, which rounds report "
+            f"themselves. Received: a metric named {taken[-1]!r}. Give it another name."
         )
-    alone = sorted(set(returned or ()) - set(names))
+    returned = returned if isinstance(returned, dict) else {}
+    alone = sorted({name for name, _ in _flat(returned)} - {"loss", *names})
     if alone:
         raise ValueError(
             "Expected compute_metrics to return what metrics of the model hold: other values are "
@@ -137,7 +139,9 @@ def _recorded(entry, parts, training):
 def _divisor(loss, y_true, y_pred, sample_weight):
     """The entries that a loss is the mean of: those of masks, or the sum of the sample weights."""
     shape = []
-    if getattr(loss, "reduction", None) != "mean_with_sample_weight":
+    if type(loss).__call__ is not keras.losses.Loss.__call__:
+        return None
+    if loss.reduction != "mean_with_sample_weight":
         sample_weight = None
     total = _Ones(loss, shape)(y_true, y_pred, sample_weight)
     return as_float(total) if shape[0].rank else None
@@ -215,7 +219,7 @@ def every_metric(model):
         metric = left.pop()
         if all(metric is not one for one in found):
             found.append(metric)
-            left += [m for m in (*metric._metrics, *getattr(metric, "metrics", ())) if m is not None]
+            left += metric.metrics if metric is model._compile_metrics else metric._metrics
     return found
 
 

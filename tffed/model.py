@@ -46,6 +46,8 @@ class FunctionalModel(NamedTuple):
             its `non_trainable`.
         end: `(weights) -> weights` that a client ends with, without the counters.
         scaled: Whether the loss is multiplied by a factor before its gradient is taken (float16).
+        connected: `() -> [bool]`: which weights the loss of the traced steps depends on; the others
+            no step touches.
     """
 
     init: Callable
@@ -63,6 +65,7 @@ class FunctionalModel(NamedTuple):
     begin: Callable = lambda weights: weights
     end: Callable = lambda weights: weights
     scaled: bool = False
+    connected: Callable | None = None
 
 
 def from_keras(
@@ -139,4 +142,5 @@ def from_keras(
         begin=parts.begin,
         end=parts.end,
         scaled=parts.scaled,
+        connected=parts.connected,
     )

@@ -1,5 +1,6 @@
 """One call of a Keras model, whose variables are tensors: what it reads, draws and changes."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import keras
@@ -54,14 +55,13 @@ class CallScope(keras.StatelessScope):
         self._graph, self._refused, self._generator = _graph(), [], generator
 
     def __enter__(self):
-        self._global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-        if self._generator is not None:
-            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, self._generator)
+        self._drawing = drawing_from(self._generator)
+        self._drawing.__enter__()
         return super().__enter__()
 
     def __exit__(self, *arguments):
         super().__exit__(*arguments)
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, self._global)
+        self._drawing.__exit__(None, None, None)
 
     def add_update(self, update):
         variable, value = update
@@ -88,6 +88,18 @@ class CallScope(keras.StatelessScope):
                 f"Received: {', '.join(sorted(set(self._refused)))}, changed inside of one. Draw "
                 "or change before the loop, or choose values with keras.ops.where."
             )
+
+
+@contextlib.contextmanager
+def drawing_from(generator):
+    """While it lasts, Keras's global random number generator of this thread is another one."""
+    before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is not None:
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
 
 
 def call(model, x, training):

@@ -8,7 +8,7 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_COUNTS = ("clients", "dropped", "examples", "bytes_up", "bytes_down", "seconds")
+_COUNTS = ("clients", "dropped", "empty", "examples", "bytes_up", "bytes_down", "seconds")
 
 
 class RoundProgress(keras.callbacks.Callback):
@@ -80,6 +80,8 @@ def round_line(number, rounds, logs, seconds_left):
     ]
     if logs.get("dropped"):
         counts.insert(1, f"{logs['dropped']:.0f} left out (not finite)")
+    if logs.get("empty"):
+        counts.insert(1, f"{logs['empty']:.0f} without examples")
     return f"round {number:{width}}/{rounds}  {'  '.join(metrics)}  ({', '.join(counts)})"
 
 

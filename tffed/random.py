@@ -13,6 +13,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from tffed.arguments import integer
+
 _ALGORITHM = "philox"
 _WORTH_COMPILING = 20_000
 _SORTED_AT_ONCE = (32, 128, 512, 2048)
@@ -32,12 +34,13 @@ def seed(value):
     Raises:
         ValueError: `value` is no integer in that range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**62:
+    number = integer(value)
+    if number is None or not 0 <= number < 2**62:
         raise ValueError(
             f"`seed` must be an integer in [0, 2**62), so that a run can be repeated. "
             f"Received: seed={value!r}"
         )
-    return tf.constant([int(value) >> 31, int(value) & 0x7FFFFFFF], tf.int32)
+    return tf.constant([number >> 31, number & 0x7FFFFFFF], tf.int32)
 
 
 def secret(value=None):

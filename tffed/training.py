@@ -19,9 +19,13 @@ for state, metrics in tffed.run_rounds(
 import time
 from collections.abc import Iterator
 
-from tffed import random
+import tensorflow as tf
+
+from tffed import random, tree
 from tffed.evaluation import numbers
 from tffed.store import ClientStore
+
+_AT_A_TIME = 256  # clients whose states are read together
 
 
 def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> Iterator:
@@ -41,8 +45,8 @@ def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> 
 
     Yields:
         The new state and a dictionary of floats: the training loss and metrics over the cohort's
-        local steps, what the aggregator reports, and `clients` that counted, `dropped` ones,
-        `examples`, `bytes_up`, `bytes_down` (of all clients together) and `seconds`.
+        local steps, what the aggregator reports, and `clients` that counted, `dropped` and
+        `empty` ones, `examples`, `bytes_up`, `bytes_down` (of all clients together) and `seconds`.
 
     Raises:
         FloatingPointError: Every client of a round sent a NaN or an infinity.
@@ -53,6 +57,23 @@ def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> 
             engine, state, clients, sampler, seed=seed, store=store, last=left == 0
         )
         yield state, metrics
+
+
+def renewed(engine, state, clients, store):
+    """The state with which to go on over another population.
+
+    An algorithm's own server state may speak of the clients of before (see `Algorithm.renew`).
+    """
+    if engine.algorithm.renew is None:
+        return state
+    known = [cid for cid in store if cid in clients]
+    total = None
+    for part in (known[k : k + _AT_A_TIME] for k in range(0, len(known), _AT_A_TIME)):
+        held = engine.client_states(state, store, part).algorithm
+        sums = tree.map(lambda leaf: tf.reduce_sum(leaf, 0), held)
+        total = sums if total is None else tree.add(total, sums)
+    weights, count = state.weights, len(clients)
+    return state._replace(extra=engine.algorithm.renew(weights, total, count))
 
 
 def run_round(engine, state, clients, sampler, *, seed, store, last):
@@ -72,11 +93,11 @@ def run_round(engine, state, clients, sampler, *, seed, store, last):
         state, clients, ids, seed=random.seed(seed), store=store, then=then
     )
     metrics = numbers(metrics)
-    if ids and metrics["dropped"] == len(ids):
+    if metrics["dropped"] and metrics["dropped"] + metrics["empty"] == len(ids):
         raise FloatingPointError(
             f"Every client's update in round {number} holds a NaN or an infinity. "
-            f"Received: {len(ids)} clients, all left out. Lower the client learning rate, clip "
-            "gradients (clipnorm=…), or look for extreme values in the data."
+            f"Received: {metrics['dropped']:.0f} clients, all left out. Lower the client learning "
+            "rate, clip gradients (clipnorm=…), or look for extreme values in the data."
         )
     metrics |= {
         "bytes_up": engine.bytes_up,

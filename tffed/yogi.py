@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tffed.arguments import not_negative, real
+
 
 @keras.saving.register_keras_serializable(package="tffed")
 class Yogi(keras.optimizers.Optimizer):
@@ -16,8 +18,11 @@ class Yogi(keras.optimizers.Optimizer):
         beta_1: β₁.
         beta_2: β₂.
         epsilon: ε, the paper's τ.
-        initial_accumulator_value: The first v, the paper's v₋₁ ≥ τ².
+        initial_accumulator_value: The first v, the paper's v₋₁ ≥ τ²; by default ε².
         **arguments: As in `keras.optimizers.Optimizer`.
+
+    Raises:
+        ValueError: `epsilon` is negative, or `initial_accumulator_value` less than its square.
     """
 
     def __init__(
@@ -26,14 +31,22 @@ class Yogi(keras.optimizers.Optimizer):
         beta_1=0.9,
         beta_2=0.99,
         epsilon=1e-3,
-        initial_accumulator_value=1e-6,
+        initial_accumulator_value=None,
         **arguments,
     ):
         super().__init__(learning_rate=learning_rate, **arguments)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
-        self.epsilon = epsilon
-        self.initial_accumulator_value = initial_accumulator_value
+        self.epsilon = not_negative("epsilon", epsilon)
+        least = self.epsilon**2
+        first = least if initial_accumulator_value is None else real(initial_accumulator_value)
+        if not least * (1 - 1e-6) <= first < float("inf"):  # ε² may come out rounded
+            raise ValueError(
+                "Expected initial_accumulator_value, the paper's v₋₁, to be at least epsilon², "
+                f"{least:g}. Received: initial_accumulator_value={initial_accumulator_value!r}, "
+                f"epsilon={epsilon!r}. Leave it out for epsilon²."
+            )
+        self.initial_accumulator_value = first
 
     def build(self, variables):
         """Creates m and v."""

@@ -53,6 +53,18 @@ def test_all_of_a_small_model_by_hand():
     assert found.optimizer.total == 2 * (i * h + h + h * o + o)
 
 
+def test_nobody_needs_the_gradient_by_a_grouped_first_layers_input():
+    """A grouped convolution's gradient is a function of its own, with two results."""
+    convolutions = [layers.Conv2D(6, 3, groups=2), layers.Conv2D(9, 3, groups=3)]
+    model = keras.Sequential([keras.Input((8, 8, 4)), *convolutions, layers.Flatten()])
+    found = step(keras.Sequential([model, layers.Dense(2)]), 5)
+    first = 2 * 5 * 6 * 6 * 6 * 9 * 4 // 2
+    second = 2 * 5 * 4 * 4 * 9 * 9 * 6 // 3
+    dense = 2 * 5 * 4 * 4 * 9 * 2
+    assert products(found.forward) == first + second + dense
+    assert products(found.backward) == first + 2 * second + 2 * dense
+
+
 def mcmahan_cnn():
     same = {"padding": "same", "activation": "relu"}
     return keras.Sequential([

@@ -284,6 +284,36 @@ def test_only_the_smaller_model_travels(name):
     assert down - less_down == len(data) * 4 * saved
 
 
+@pytest.mark.parametrize(
+    "server",
+    [
+        keras.optimizers.SGD(1.0, momentum=0.9),
+        keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    ],
+    ids=lambda server: server.name,
+)
+def test_what_no_client_had_stays_whatever_the_servers_optimizer_does(server):
+    """And only that: a client has 1 of 10 units, then 1 of 6, each round others."""
+    _, model, data, groups, axes = make("mlp")
+    pure = from_keras(model, LOSS)
+    parts = [federated_dropout(model, 0.1), mean()]
+    sgd = keras.optimizers.SGD(0.2)
+    algorithm = build(fed_avg(batch_size=4), pure, client=sgd, server=server, parts=parts)
+    engine = Embedded(algorithm, jit_compile=False, processes=False)
+    state, clients = algorithm.init(pure.init(), 1), from_dict({0: data[0]})
+    for k in range(3):
+        before = state.weights.trainable
+        seed, store = random.seed(SEED), ClientStore()
+        state, _ = engine.run_round(state, clients, [0], seed=seed, store=store)
+        kept = kept_units(groups, 0.1, k, 0)
+        for old, new, a in zip(before, state.weights.trainable, axes, strict=True):
+            moved = old.numpy() != new.numpy()
+            had = np.zeros(moved.shape, bool)
+            had[index(moved.shape, a, kept)] = True
+            assert not moved[~had].any()
+            assert moved[had].any()
+
+
 def test_every_unit_is_as_likely():
     """5,000 draws of 3 of 8: each unit's count within 5 standard deviations, wrong 1 in 2e5."""
     model = mlp(8, 5)
@@ -405,6 +435,18 @@ def kept_state():
         (chained(L.Dense(4), L.LayerNormalization(), L.Dense(3)), "which may mix them"),
         (chained(L.Dense(4, "softmax"), L.Dense(3)), "the activation softmax"),
         (chained(L.Dense(4, lambda x: x), L.Dense(3)), "the activation <lambda>"),
+        (
+            chained(L.Dense(4), L.Rescaling([1.0, 2.0, 3.0, 4.0]), L.Dense(3)),
+            "Rescaling, whose scale=.* has an entry for each",
+        ),
+        (
+            chained(L.Dense(4), L.Rescaling(1.0, offset=np.ones(4)), L.Dense(3)),
+            "Rescaling, whose offset=.* has an entry for each",
+        ),
+        (
+            chained(L.Dense(4), L.Dropout(0.5, noise_shape=(None, 4)), L.Dense(3)),
+            "Dropout, whose noise_shape=.* has an entry for each",
+        ),
         (branched, "in which each layer reads the one before alone"),
         (lambda: chain(federated_dropout(mlp()), median()), "of which median needs all"),
         (

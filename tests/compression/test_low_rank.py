@@ -5,8 +5,17 @@ import pytest
 import tensorflow as tf
 
 from tests.compression.stages import SEED, decoded, flat, normal, whole
-from tffed import Stage, chain, mean, tree
-from tffed.compression import error_feedback, power_sgd
+from tffed import Stage, chain, clip, mean, random, tree
+from tffed.compression import (
+    error_feedback,
+    lazy,
+    power_sgd,
+    prune,
+    quantize,
+    random_k,
+    rotate,
+    top_k,
+)
 
 MATRICES = (tf.zeros((24, 10)), tf.zeros((10,)), tf.zeros((3, 3, 2, 12)), tf.zeros((12, 2)))
 
@@ -17,12 +26,12 @@ def rounds(stage, updates):
     shared, state, found = stage.shared(stage.init(updates[0])), stage.client_init(like), []
 
     @tf.function(autograph=False)
-    def step(state, update):
-        payload, state, _ = stage.encode(shared, state, update, SEED)
+    def step(state, update, seed):
+        payload, state, _ = stage.encode(shared, state, update, seed)
         return stage.decode(shared, payload, like), state
 
-    for update in updates:
-        got, state = step(state, update)
+    for k, update in enumerate(updates):
+        got, state = step(state, update, random.fold_in(SEED, k))
         found.append(got)
     return found, state
 
@@ -112,6 +121,42 @@ def test_matrices_of_lower_rank_are_exact_and_do_not_spoil_later_rounds(true_ran
     )
 
 
+def pattern(i):
+    matrix = np.zeros((30, 20), np.float32)
+    matrix[i, i] = 1
+    return matrix
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("before", [[0, 1], [0, 1, 2, 3], [None, None]], ids=str)
+def test_a_direction_orthogonal_to_those_before_is_sent(rank, before):
+    """Disjoint rows and columns, or zeros, and then something else, 40 times."""
+    given = [np.zeros((30, 20)) if i is None else pattern(i) for i in before] + [pattern(7)] * 40
+    given = [(tf.constant(m, tf.float32),) for m in given]
+    found, state = rounds(error_feedback(power_sgd(rank, min_size=1)), given)
+    sent, (residual, _) = np.sum([f[0] for f in found], axis=0), state[0]
+    np.testing.assert_allclose(sent, np.sum([g[0] for g in given], 0) - residual[0], atol=1e-4)
+    assert sent[7, 7] > 38
+    assert np.linalg.norm(residual[0]) < 2
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_what_is_small_does_not_keep_what_is_large_from_being_sent(rank):
+    """The Q that stays takes a ten thousandth of the matrix, and nothing of what is left out."""
+    small = [0.01 * sum(pattern(i) for i in range(rank))] * 2
+    given = small + [small[0] + sum(pattern(i) for i in (7, 9, 12))] * 100
+    given = [(tf.constant(m, tf.float32),) for m in given]
+    _, state = rounds(error_feedback(power_sgd(rank, min_size=1)), given)
+    assert np.linalg.norm(state[0][0][0]) < 20
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-30, 1e-36])
+def test_small_updates_are_not_lost(size):
+    update = (tf.constant(size * np.outer(np.arange(1, 25), np.arange(1, 11)), tf.float32),)
+    for found in rounds(power_sgd(2, min_size=1), [update] * 3)[0]:
+        np.testing.assert_allclose(found[0], update[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_what_is_not_finite_is_not_hidden(bad):
     matrix = np.ones((24, 10), np.float32)
@@ -124,3 +169,22 @@ def test_wrong_arguments_are_refused():
         with pytest.raises(ValueError, match="must be a positive integer"):
             power_sgd(**arguments)
     assert chain(power_sgd(2), mean()).bound is None
+
+
+def test_what_changes_coordinates_must_not_stand_before_it():
+    for stage in (rotate(8), top_k(0.5), random_k(0.5)):
+        with pytest.raises(ValueError, match="something else in every round") as error:
+            chain(stage, power_sgd(1), mean())
+        assert f"Received: {stage.name} before it" in str(error.value)
+    with pytest.raises(ValueError, match="after prune.*Received: power_sgd"):
+        chain(prune(0.5, 0, 0), power_sgd(1), mean())
+    for stage in (clip(1.0), lazy(1.0)):
+        chain(stage, power_sgd(1), mean())
+
+
+def test_factors_are_alike_so_that_one_scale_does_for_both():
+    """M of a thousand: P alone would be some thousandths of Q, and lost in its codes."""
+    update = (tf.constant(1000 * np.random.default_rng(0).normal(size=(30, 20)), tf.float32),)
+    stages = power_sgd(2, min_size=1), quantize(8, block=4096)
+    exact, found = flat(decoded(stages[0], update)), flat(decoded(stages, update))
+    assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)

@@ -9,7 +9,7 @@ import tffed
 from tests.helpers import assert_close, assert_same_bits, differs, make_clients
 from tffed.aggregation import chain, mean
 from tffed.algorithms import fed_avg
-from tffed.compression import lora, send_only
+from tffed.compression import error_feedback, lora, power_sgd, rotate, send_only, top_k
 from tffed.data import from_dict
 from tffed.model_call import state_of
 
@@ -27,10 +27,11 @@ def mlp(frozen=()):
     return model
 
 
-def fit(model, parts=(), jit=False, rounds=1):
+def fit(model, parts=(), jit=False, rounds=1, server=None):
     fed = tffed.Federated(model, fed_avg(2, batch_size=4), seed=3)
     fed.compile(
         client_optimizer=keras.optimizers.SGD(0.2),
+        server_optimizer=server,
         loss=LOSS,
         aggregator=chain(*parts, mean()),
         jit_compile=jit,
@@ -48,6 +49,20 @@ def test_only_chosen_layers_are_sent_though_all_are_trained():
     assert differs(found[2:4], start[2:4], 0.01)
     assert_same_bits(found[:2] + found[4:], start[:2] + start[4:])
     assert up - less_up == 4 * (whole.count_params() - (8 * 6 + 6)) and down == less_down
+
+
+def test_layers_that_are_not_sent_stay_whatever_the_servers_optimizer_does():
+    def server():
+        return keras.optimizers.AdamW(0.1, weight_decay=0.1)
+
+    whole, part, start = mlp(), mlp(), mlp().get_weights()
+    fit(whole, server=server())
+    fit(part, [send_only(part, ["middle"])], server=server())
+    assert_close(part.get_weights()[2:4], whole.get_weights()[2:4], 1e-6)
+    assert differs(whole.get_weights()[:2], start[:2], 0.01)
+    fit(part, [send_only(part, ["middle"])], server=server(), rounds=2)
+    found = part.get_weights()
+    assert_same_bits(found[:2] + found[4:], start[:2] + start[4:])
 
 
 def test_frozen_layers_travel_neither_up_nor_down():
@@ -105,6 +120,23 @@ def test_adapters_in_layers_of_layers_and_all_else_frozen():
     assert len(model.trainable_variables) == 2 * 6 and state_of(model).statistics == []
 
 
+def of(model):
+    return send_only(model, ["middle"])
+
+
+def started(*stages):
+    """What a client of the model keeps before the first round."""
+    like = tuple(tf.TensorSpec(v.shape) for v in mlp().trainable_variables)
+    return chain(*stages, mean()).client_init(like)
+
+
+def test_error_feedback_and_power_sgd_may_follow():
+    (residual, _), shapes = started(of(mlp()), error_feedback(top_k(2)))[1], [(8, 6), (6,)]
+    assert [tuple(r.shape) for r in residual] == shapes
+    (start,) = started(of(mlp()), power_sgd(1, min_size=1))[1]
+    assert start.shape == (6, 1)
+
+
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
@@ -115,6 +147,10 @@ def test_adapters_in_layers_of_layers_and_all_else_frozen():
             lambda: send_only(mlp(), ["first"]).passes((tf.TensorSpec([2]),)),
             "Put send_only first in the chain",
         ),
+        (lambda: started(rotate(8), of(mlp())), "Put send_only first in the chain"),
+        (lambda: started(power_sgd(1, min_size=1), of(mlp())), "Put send_only first in the chain"),
+        (lambda: started(power_sgd(1), of(mlp())), "Put send_only first in the chain"),
+        (lambda: error_feedback(of(mlp()), top_k(2)), "never sends.*Put it before"),
         (lambda: lora(mlp(), 0), "`rank` must be a positive integer"),
         (lambda: lora(lora(mlp(), 2), 2, ["first"]), "have none. Received: layer 'first'"),
         (lambda: lora(keras.Sequential([keras.Input((2,)), L.ReLU()]), 2), "with none"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.compression.stages import LIKE, SIZE, decoded, encoded, flat, normal
 from tffed import Stage, chain, mean, random, tree
-from tffed.compression import random_k, threshold, top_k
+from tffed.compression import prune, random_k, rotate, threshold, top_k
 from tffed.compression.selection import distinct, largest, place, where
 
 # Magnitudes with many ties, zeros of both signs, infinities and subnormal numbers.
@@ -224,6 +224,26 @@ def test_threshold_pads_at_the_end_and_reports_the_share():
 def test_k_is_a_number_or_a_share(stage, k):
     with pytest.raises(ValueError, match=r"Received: k="):
         stage(k)
+
+
+def test_numbers_of_numpy_are_numbers():
+    for k, same in (
+        *((np.int64(3), 3), (np.uint8(3), 3), (np.float64(0.3), 0.3)),
+        # The float32 nearest to 0.3 is above it, and 0.3 of 50 entries are 15.
+        *((np.float32(0.3), 0.3), (np.float16(0.1), 0.1)),
+    ):
+        assert top_k(k).passes(LIKE) == top_k(same).passes(LIKE)
+        assert random_k(k).passes(LIKE) == random_k(same).passes(LIKE)
+    assert rotate(np.int32(16)).passes(LIKE) == rotate(16).passes(LIKE)
+    for make in (top_k, random_k, rotate, lambda begin: prune(0.5, begin, 4)):
+        for bad in (True, np.bool_(True), float("nan"), np.float32("nan")):
+            with pytest.raises(ValueError, match="Received: "):
+                make(bad)
+    schedule = prune(0.5, np.int64(1), np.int32(3)), prune(0.5, 1, 3)
+    weights = (tf.constant(np.random.default_rng(0).normal(size=(4, 5)), tf.float32),)
+    for k in (0, 1, 2, 3):
+        masks = [s.advance(s.init(weights), weights, tf.constant(k))[0] for s in schedule]
+        np.testing.assert_array_equal(*masks)
 
 
 def test_wrong_arguments_are_refused():

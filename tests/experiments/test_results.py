@@ -1,6 +1,7 @@
 """What runs leave behind: files, resumption, refusals, drawings."""
 
 import csv
+import importlib.metadata
 import json
 
 import keras
@@ -50,7 +51,11 @@ def test_config_holds_every_flag_and_the_versions(finished):
     assert config["flags"]["client_learning_rate"] == 0.05
     assert config["versions"]["keras"] == keras.__version__
     assert config["versions"]["numpy"] == np.__version__
-    assert set(config["versions"]) == {"python", "tensorflow", "keras", "numpy", "tffed"}
+    of_this = {"python", "tensorflow", "keras", "numpy", "tffed"}
+    others = {"scikit-learn", "zstandard", "tensorflow-privacy", "dp-accounting"}
+    assert set(config["versions"]) == of_this | others
+    assert config["versions"]["scikit-learn"] == importlib.metadata.version("scikit-learn")
+    assert "diabetes" in config["data"]
 
 
 def test_model_file_holds_the_model_that_was_evaluated(finished):

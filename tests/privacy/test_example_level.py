@@ -240,7 +240,7 @@ def test_calibration_and_mechanism():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"clip": 0.0}, "`clip` must be a positive number.*clip=0.0"),
+        ({"clip": 0.0}, "`clip` must be positive and finite.*clip=0.0"),
         ({"clip": None}, "clip=None"),
         ({"clip": float("nan")}, "clip=nan"),
         ({"noise_multiplier": -1.0}, "`noise_multiplier` must be.*noise_multiplier=-1.0"),

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.downlink import Downlink
-from tffed.aggregation.soundness import check_down, check_part, check_private
+from tffed.aggregation.soundness import check_adds, check_down, check_part, check_private
 from tffed.aggregation.stage import Stage, codecs, sequence
 from tffed.aggregation.submodel import WHOLE, Submodel
 from tffed.mechanism import SERVER_SUM
@@ -26,6 +26,7 @@ class Reducer(NamedTuple):
         name: For messages.
         bounded: Whether no weight exceeds 1.
         denominator: What the sum is divided by, if that depends on no client; else None.
+        adds: Whether over the rounds the results add up to what clients have sent, or follow it.
     """
 
     weight: Callable
@@ -34,6 +35,7 @@ class Reducer(NamedTuple):
     name: str
     bounded: bool = False
     denominator: float | None = None
+    adds: bool = True
 
 
 class EncodedUpdate(NamedTuple):
@@ -74,7 +76,10 @@ class Aggregator(NamedTuple):
         private: Whether the sum is noised: then no client is left out of it, not even one whose
             value is not finite (it counts as zero).
         calibrate: `(noise_multiplier) -> Aggregator`: the same with other noise.
-        release: `(state, weights, seed) -> weights`, after the server's step.
+        settle: `(before, after, present) -> weights`: from the weights before and after the
+            server's step to those that it keeps; `present` is by how much weight of clients each
+            coordinate was had, or `()`.
+        release: `(state, weights, seed) -> weights`, after that.
         part: The `Submodel` that clients train; what is said of updates above is of this part.
     """
 
@@ -93,6 +98,7 @@ class Aggregator(NamedTuple):
     denominator: float | None
     private: bool
     calibrate: Callable
+    settle: Callable
     release: Callable
     part: Submodel = WHOLE
 
@@ -118,7 +124,8 @@ def chain(*parts, down=()) -> Aggregator:
             `Reducer` such as `mean()`.
         down: Stages (or one) through which the server sends the weights themselves to the clients,
             which train and compute their updates from what they received. A stage with a state of
-            its own (error feedback) keeps it on the server.
+            its own keeps it on the server; none that adds up what it did not send, such as error
+            feedback, for weights do not add up over the rounds.
 
     Raises:
         ValueError: The parts are not stages followed by one reducer, one comes after another that
@@ -136,7 +143,8 @@ def chain(*parts, down=()) -> Aggregator:
     down = check_down(down)
     whole = _Chain(part, stages, reducer)
     check_private(stages, whole.mechanisms, whole.bound, reducer)
-    check_part(part, whole.mechanisms, reducer)
+    check_adds(stages, reducer)
+    check_part(part, stages, whole.mechanisms, reducer)
 
     def calibrate(noise_multiplier):
         new = (s.calibrate(noise_multiplier) if s.calibrate else s for s in stages)
@@ -161,6 +169,7 @@ def chain(*parts, down=()) -> Aggregator:
         denominator=reducer.denominator,
         private=whole.private,
         calibrate=calibrate,
+        settle=whole.settle,
         release=whole.sequence.release,
         part=part,
     )
@@ -208,6 +217,12 @@ class _Chain:
             stats, clients = tree.map(lambda x: tf.reduce_sum(x, 0), (stats, clients))
         value, state, metrics = self.sequence.finish(state, total.total, stats, clients, seed)
         return self._reducer.finish(value, total.weight), state, metrics
+
+    def settle(self, before, after, present):
+        if self._part.own:  # whatever the optimizer does, what no client had stays
+            stays = lambda old, new, had: tf.where(had > 0, new, old)  # noqa: E731
+            after = tree.map(stays, before, after, present)
+        return self.sequence.settle(before, after)
 
     def codecs(self, encoded):
         values = None if self._decodes else self._part.codecs(encoded.payload.value)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.stage import Stage
-from tffed.arguments import positive
+from tffed.arguments import open_fraction, positive
 
 
 def clip(norm) -> Stage:
@@ -35,6 +35,7 @@ def clip(norm) -> Stage:
         finish=finish,
         bound=lambda bound: norm if bound is None else min(bound, norm),
         name=f"clip({norm})",
+        partial=True,
     )
 
 
@@ -55,8 +56,7 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
     """
     norm = positive("norm", norm)
     learning_rate = positive("learning_rate", learning_rate)
-    if not 0 < quantile < 1:
-        raise ValueError(f"`quantile` must be in (0, 1). Received: quantile={quantile}")
+    quantile = open_fraction("quantile", quantile)
 
     def encode(bound, client_state, value, seed):
         del seed
@@ -76,13 +76,14 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
         finish=finish,
         name=f"adaptive_clip({norm}, {quantile}, {learning_rate})",
         leaks=True,
+        partial=True,
     )
 
 
 def _clip(value, bound):
     norm = tree.global_norm(value)
-    # A norm of zero divides to 0, and any factor leaves a zero update as it is. One that overflows
-    # float32 must not clip to zero: NaN has the client left out and counted.
-    factor = tf.minimum(1.0, tf.math.divide_no_nan(bound, norm))
+    # A norm that is zero may be one that underflows. One that overflows float32 must not clip to
+    # zero: NaN has the client left out and counted.
+    factor = tf.where(norm > bound, tf.math.divide_no_nan(bound, norm), 1.0)
     factor = tf.where(tf.math.is_finite(norm), factor, float("nan"))
     return tree.scale(value, factor), tf.cast(norm > bound, tf.float32)

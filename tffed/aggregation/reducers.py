@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.chain import Reducer
-from tffed.arguments import positive
+from tffed.arguments import plain, positive
 
 _WEIGHTS = {
     "examples": lambda examples: examples,
@@ -32,6 +32,7 @@ def mean(weighting="examples", *, max_weight=None, denominator=None) -> Reducer:
             where all clients count alike.
     """
     weight = _weighting(weighting)
+    max_weight, denominator = plain(max_weight), plain(denominator)
     for name, value in (("max_weight", max_weight), ("denominator", denominator)):
         if value is not None:
             positive(name, value)
@@ -43,11 +44,12 @@ def mean(weighting="examples", *, max_weight=None, denominator=None) -> Reducer:
             )
 
         def weight(examples):
-            return tf.minimum(examples, max_weight) / max_weight
+            return tf.minimum(examples, float(max_weight)) / float(max_weight)
 
     def finish(total, weight):
-        factor = tf.math.divide_no_nan(1.0, weight) if denominator is None else 1.0 / denominator
-        return tree.scale(total, factor)
+        if denominator is None:
+            return tree.scale(total, tf.math.divide_no_nan(1.0, weight))
+        return tree.scale(total, 1.0 / float(denominator))
 
     extras = f", max_weight={max_weight}" if max_weight is not None else ""
     extras += f", denominator={denominator}" if denominator is not None else ""
@@ -83,15 +85,15 @@ def majority() -> Reducer:
     """The sign of most clients, by entry: sign(Σ_k sign(u_k)), and 0 where votes are even.
 
     signSGD with majority vote (Bernstein et al. 2019): `chain(sign(scale=None), majority())`. Each
-    client has one vote, whatever its examples; the server optimizer's learning rate is the step.
-    Without that stage it is the sign of the sum.
+    client has one vote, whatever its examples; the step is the learning rate of plain SGD at the
+    server. Without that stage it is the sign of the sum.
     """
 
     def finish(total, weight):
         del weight
         return tree.map(tf.sign, total)
 
-    return Reducer(_WEIGHTS["uniform"], finish, False, "majority", bounded=True)
+    return Reducer(_WEIGHTS["uniform"], finish, False, "majority", bounded=True, adds=False)
 
 
 def _weighting(name):

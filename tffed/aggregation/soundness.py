@@ -18,20 +18,47 @@ def check_down(stages):
                 "Expected `down` to hold stages, e.g. chain(mean(), down=[quantize(8)]). "
                 f"Received: {type(stage).__name__}."
             )
+        if stage.residual:
+            raise ValueError(
+                "What a stage keeps back to add it to the next value makes sense of updates, which "
+                "add up over the rounds. In `down` the weights themselves travel, and it would "
+                f"make them worse. Received: {stage.name}. Use the stages inside it alone, or more "
+                "bits."
+            )
         if stage.mechanism is not None or stage.finish is not plain.finish or not stage.weights:
             raise ValueError(
                 "Only stages that can encode weights can stand in `down`: quantize, cast, rotate "
-                f"and their like. Received: {stage.name}. Leave it out of `down`."
+                "and their like. What others leave out, clip off or add noise to is little of an "
+                f"update, but much of the weights. Received: {stage.name}. Leave it out of `down`."
             )
     return stages
 
 
-def check_part(part, mechanisms, reducer):
-    """Checks that a part of the model can be trained with such noise and such a reducer.
+def check_adds(stages, reducer):
+    """Checks that what clients send later counts then, if one of the stages holds something back.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not reducer.adds and (holding := [s.name for s in stages if s.residual]):
+        raise ValueError(
+            "What a client adds of earlier rounds makes sense where all that is sent adds up. "
+            f"Received: {holding[0]} before {reducer.name}, which makes steps of one size of it. "
+            f"Use mean(…), or leave {holding[0]} out."
+        )
+
+
+def check_part(part, stages, mechanisms, reducer):
+    """Checks that a part of the model can be trained with such stages and such a reducer.
 
     Raises:
         ValueError: It can not.
     """
+    if part.partial and (tracking := [s.name for s in stages if s.tracks]):
+        raise ValueError(
+            f"What a client keeps from round to round is of other weights after {part.name} has "
+            f"chosen anew. Received: {tracking[0]} after it. Leave one of them out."
+        )
     if part.partial and mechanisms:
         raise ValueError(
             "Noise is accounted for on updates of the whole model. Received: "

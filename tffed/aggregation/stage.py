@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 from tffed import random, tree
 from tffed.wire import Gate, Gated, Raw
 
+# With errors of this share of a value, E‖e'‖² = ω (‖e‖² + ‖u‖²), residuals are 2.4 updates long.
+_TOLERABLE = 0.85
+
 
 class Coded(NamedTuple):
     """What a stage that compresses makes of a value.
@@ -60,8 +63,18 @@ class Stage(NamedTuple):
         leaks: Whether clients see state that was learnt from other clients without noise.
         residual: Whether clients add to a value what they did not send of earlier ones. Then it
             must receive the same coordinates in every round.
-        expands: `(like) -> bool`: whether the error is, as a rule, larger than the value, by which
-            residuals would grow; `like` has the specs of the values that the stage receives.
+        tracks: Whether clients keep something else of a value for later rounds; likewise.
+        fixed: Whether coordinates of what it hands on are the same in every round, though the
+            server decodes it.
+        partial: Whether it never sends some of a value, or of a large one: no contraction.
+        settle: `(before, after) -> weights`, on the server: from the weights before and after the
+            optimizer's step to those that it keeps.
+        expands: `(like) -> bool`: whether residuals of the stage's errors would grow without end;
+            `like` has the specs of the values that the stage receives.
+        mixes: Of how many tensors that it hands on each entry is a product, if these are mixtures
+            of entries, others in every round: then an error never meets its own residual.
+        error: `(like) -> float`: about E‖x̂ - x‖² / ‖x‖² of such mixtures x, which are normal
+            numbers; 0: less than 1 whatever x is.
     """
 
     init: Callable = lambda like: ()
@@ -82,7 +95,13 @@ class Stage(NamedTuple):
     release: Callable | None = None
     leaks: bool = False
     residual: bool = False
+    tracks: bool = False
+    fixed: bool = False
+    partial: bool = False
+    settle: Callable = lambda before, after: after
     expands: Callable = lambda like: False
+    mixes: int = 0
+    error: Callable = lambda like: 0.0
 
     @property
     def decodes(self):
@@ -126,6 +145,7 @@ def sequence(*stages) -> Stage:
         release=whole.release,
         leaks=any(stage.leaks for stage in stages),
         residual=any(stage.residual for stage in stages),
+        settle=whole.settle,
         expands=whole.expands,
     )
 
@@ -190,8 +210,19 @@ class _Sequence:
                 weights = stage.release(st, weights, random.stage_seed(seed, i))
         return weights
 
+    def settle(self, before, after):
+        for stage in self._stages:
+            after = stage.settle(before, after)
+        return after
+
     def expands(self, like):
-        return any(stage.expands(here) for stage, here in self._with(self._likes(like)[:-1]))
+        factors = 0
+        for stage, here in self._with(self._likes(like)[:-1]):
+            error = (1 + stage.error(here)) ** factors - 1 if factors else 0.0
+            if stage.expands(here) or error > _TOLERABLE:
+                return True
+            factors = max(factors, stage.mixes)
+        return False
 
     def _with(self, *parts):
         return list(zip(self._stages, *parts, strict=True))
@@ -212,14 +243,27 @@ def _check_order(stages):
                 f"{following.name} after it. Put it before."
             )
     for k, stage in enumerate(stages):
-        # Where there is noise on the sum, its stage decodes only to clip again.
-        recoding = [s.name for s in stages[:k] if s.decodes and s.mechanism is None]
+        recoding = [s.name for s in stages[:k] if _recodes(s, stage)]
         if stage.residual and recoding:
             raise ValueError(
                 f"{stage.name} adds up what was not sent in several rounds, so it must stand "
                 "before all stages that the server decodes: what they hand on means something "
                 f"else in every round. Received: {recoding[0]} before it."
             )
+        if stage.tracks and recoding:
+            raise ValueError(
+                f"{stage.name} learns from round to round what updates have in common, but what "
+                "the stage before it hands on means something else in every round. Received: "
+                f"{recoding[0]} before it. Put it first, or leave one of them out."
+            )
+
+
+def _recodes(stage, following):
+    """Whether what a stage hands on to another that keeps a state is of other coordinates."""
+    # Where there is noise on the sum, its stage decodes only to clip again.
+    if not stage.decodes or stage.mechanism is not None:
+        return False
+    return not stage.fixed or (stage.residual and following.residual)
 
 
 def codecs(stage, payload, values=None):

@@ -1,11 +1,10 @@
 """Adaptive communication intervals: AdaComm (Wang and Joshi 2019, arXiv:1810.08313)."""
 
-from numbers import Real
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tffed.arguments import positive_integer
+from tffed.arguments import open_fraction, positive_integer
 
 
 class _State(NamedTuple):
@@ -82,6 +81,8 @@ def adaptive_steps(initial, *, least=1, most=None, every=1, decay=None) -> Adapt
     `decay` γ, where that is not less than the last τ, floor(γ τ) is taken instead: so τ falls
     also where the loss does not (the paper takes γ = 1/2 and intervals of a minute).
 
+    A `fit` over another population begins again with τ_0 and an F_0 of its own.
+
     For `local_steps` of `fed_avg`, `fed_prox` and `fed_opt`. The history has `local_steps` of each
     round. Clients send their loss beside the update, so this goes with no noise on updates; nor
     with noise in local steps, whose number must be known before to be accounted for. The paper's
@@ -100,13 +101,11 @@ def adaptive_steps(initial, *, least=1, most=None, every=1, decay=None) -> Adapt
     """
     most = initial if most is None else most
     numbers = {"initial": initial, "least": least, "most": most, "every": every}
-    for name, value in numbers.items():
-        positive_integer(name, value)
+    initial, least, most, every = (positive_integer(*pair) for pair in numbers.items())
     if not least <= initial <= most:
         raise ValueError(
             "Expected least <= initial <= most. "
             f"Received: least={least}, initial={initial}, most={most}"
         )
-    if decay is not None and not (isinstance(decay, Real) and 0 < decay < 1):
-        raise ValueError(f"`decay` must be in (0, 1), or None. Received: decay={decay!r}")
+    decay = None if decay is None else open_fraction("decay", decay)
     return AdaptiveSteps(initial, least, most, every, decay)

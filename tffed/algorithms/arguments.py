@@ -23,7 +23,7 @@ def check_local_work(local_epochs, local_steps, batch_size):
     }
     for name, value in arguments.items():
         if value is not None and not isinstance(value, AdaptiveSteps):
-            positive_integer(name, value)
+            arguments[name] = positive_integer(name, value)
     return arguments
 
 

@@ -56,6 +56,7 @@ def averaging(
             "server_init": local_steps.init,
             "server_update": local_steps.update,
             "server_metrics": local_steps.metrics,
+            "renew": lambda weights, total, population: local_steps.init(weights, population),
         }
     train = local_training(
         model,

@@ -9,9 +9,12 @@ def fed_opt(local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
     """Federated averaging with an adaptive server: FedAvgM, FedAdagrad, FedAdam, FedYogi.
 
     The clients work as in `fed_avg`; the server takes the negative mean update as the gradient of
-    its own optimizer: w ← step(w, -mean update). With `SGD(1.0)` it is `fed_avg`. The paper uses no
-    bias correction and epsilon = 1e-3 or so; Keras's Adam corrects the bias, so its first steps
-    are larger. `tffed.Yogi` follows the paper.
+    its own optimizer: w ← step(w, -mean update). With `SGD(1.0)` it is `fed_avg`. In a round
+    without clients the mean is zero, and the optimizer still steps: its momentum goes on.
+
+    The paper uses no bias correction, v₋₁ = ε² and ε = 1e-3 or so; Keras's Adam corrects the bias,
+    so its first steps are smaller but for the smallest gradients (of |g| near ε or below).
+    `tffed.Yogi` follows the paper.
 
     Args:
         local_epochs: As in `fed_avg`.

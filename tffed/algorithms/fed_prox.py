@@ -3,6 +3,7 @@
 from tffed.algorithm import Recipe
 from tffed.algorithms.arguments import check_local_work, uses
 from tffed.algorithms.fed_avg import averaging
+from tffed.arguments import not_negative
 
 
 def fed_prox(mu, local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
@@ -20,8 +21,7 @@ def fed_prox(mu, local_epochs=None, *, local_steps=None, batch_size=None) -> Rec
     Raises:
         ValueError: `mu` is negative, or an argument of `fed_avg` is wrong.
     """
-    if not (isinstance(mu, int | float) and 0 <= mu < float("inf")):
-        raise ValueError(f"`mu` must be at least 0 and finite. Received: mu={mu!r}")
+    mu = not_negative("mu", mu)
     work = check_local_work(local_epochs, local_steps, batch_size)
 
     def correct(grads, weights, initial, extra):

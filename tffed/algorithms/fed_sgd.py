@@ -13,7 +13,11 @@ def fed_sgd(*, batch_size=None) -> Recipe:
     """Federated SGD: clients send gradients, the server takes the step.
 
     Client k sends g_k = ∇ loss(w) over all its examples; the server steps with Σ_k (n_k / n) g_k.
-    With every client and weighting by examples that is one centralised full-batch step.
+    With every client and weighting by examples that is one centralised full-batch step, if the loss
+    is the mean over a batch's examples. It is not where the loss is the mean over valid steps of
+    masked sequences, or over labels other than its `ignore_class`, whose numbers differ from client
+    to client (`compile` warns of these), nor for layers that couple a batch's examples (BatchNorm),
+    as each client has a batch of its own.
 
     Args:
         batch_size: None takes a client's examples as one batch. A number adds up the gradients of
@@ -24,7 +28,7 @@ def fed_sgd(*, batch_size=None) -> Recipe:
         ValueError: `batch_size` is not a positive integer.
     """
     if batch_size is not None:
-        positive_integer("batch_size", batch_size)
+        batch_size = positive_integer("batch_size", batch_size)
 
     def build(model, client_optimizer, server_optimizer, aggregator):
         del client_optimizer
@@ -64,12 +68,20 @@ def _full_gradient(model, batch_size):
                 "weights that are trained (as SpectralNormalization does), which would be lost. "
                 "Use fed_avg."
             )
+        # Gradients of matrix products over time have lost their shapes.
         pairs = zip(dense(grads, weights.trainable), weights.trainable, strict=True)
         return tuple(tf.ensure_shape(g, w.shape) for g, w in pairs), after, sums
 
     def full_batch(weights, data, seed, noise):
-        grads, after, sums = one(model.begin(weights), data.take(data.rows), seed, noise, 0)
-        return grads, model.end(after).non_trainable, sums
+        def gradient():
+            grads, after, sums = one(model.begin(weights), data.take(data.rows), seed, noise, 0)
+            return grads, model.end(after).non_trainable, sums
+
+        def nothing():
+            zeros = tuple(tree.zeros_like(weights.trainable))
+            return zeros, weights.non_trainable, model.zeros(data.arrays)
+
+        return tf.cond(data.count > 0, gradient, nothing)
 
     def in_batches(weights, data, seed, noise):
         count = data.count

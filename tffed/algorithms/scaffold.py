@@ -17,7 +17,9 @@ def scaffold(local_epochs=None, *, local_steps=None, batch_size=None) -> Recipe:
     Client k keeps c_k, the server c, all zero at first. A local step is v ← v - η (g - c_k + c);
     after K steps (option II of the paper) c_k⁺ = c_k - c + (w - v) / (K η). The server averages the
     updates v - w, uniformly in the paper, and sets c ← c + (1/N) Σ_k (c_k⁺ - c_k), N being the
-    number of clients in the population.
+    number of clients in the population. A `fit` over another population begins with its own N, and
+    with c = (1/N) Σ_k c_k over the clients of this one that have taken part. The same id is the
+    same client.
 
     Args:
         local_epochs: As in `fed_avg`.
@@ -60,11 +62,20 @@ def _build(
         shared, _ = bc.extra
         result = train(bc, data, seed, (shared, own))
         update = tree.subtract(result.weights.trainable, bc.weights.trainable)
-        factor = 1.0 / (tf.cast(result.steps, tf.float32) * bc.learning_rate)
+        factor = 1.0 / (tf.cast(tf.maximum(result.steps, 1), tf.float32) * bc.learning_rate)
         new = tree.subtract(tree.subtract(own, shared), tree.scale(update, factor))
+        new = tree.select(result.steps > 0, new, own)  # without examples there is no step
         examples = tf.cast(data.count, tf.float32)
         moved = tree.subtract(new, own)
         return LocalUpdate(update, result.weights.non_trainable, moved, new, examples, result.sums)
+
+    def server_init(weights, population):
+        return tree.zeros_like(weights.trainable), tf.constant(population, tf.float32)
+
+    def renew(weights, total, population):
+        """c is the mean of the c_k of the clients there are; of new ones c_k is zero."""
+        shared, count = server_init(weights, population)
+        return shared if total is None else tree.scale(total, 1 / population), count
 
     def server_update(extra, total, clients):
         del clients
@@ -80,6 +91,7 @@ def _build(
         learning_rate=client_optimizer.learning_rate,
         maskable=None if batch_size is None else model.maskable,
         client_init=lambda bc: tree.zeros_like(bc.weights.trainable),
-        server_init=lambda w, n: (tree.zeros_like(w.trainable), tf.constant(n, tf.float32)),
+        server_init=server_init,
         server_update=server_update,
+        renew=renew,
     )

@@ -77,7 +77,7 @@ def graph_flops(function, *specs) -> Flops:
     conditional are the dearest branch's.
     """
     graph = tf.function(function, autograph=False).get_concrete_function(*specs).graph
-    return _count(graphs.needed(graph), graphs.Values(graph))
+    return _count(graphs.ancestors(graph.outputs), graphs.Values(graph))
 
 
 def step_cost(model, spec, batch_size, optimizer=None, part=WHOLE) -> StepCost:
@@ -162,8 +162,13 @@ def _count(ops, values) -> Flops:
     return Flops(sum(by_type.values()), by_type, tuple(sorted(unknown)), tuple(sorted(assumed)))
 
 
+def _count_function(op, graph, values):
+    outputs = graphs.results(op, graph, values)
+    return _count(graphs.ancestors(outputs), values.inside(op, graph, outputs))
+
+
 def _count_call(op, call, values):
-    branches = [_count(graphs.needed(g), values.inside(op, g)) for g in call.graphs]
+    branches = [_count_function(op, graph, values) for graph in call.graphs]
     dearest = max(branches, key=lambda part: part.total)
     times = 1 if call.times is None else call.times
     unknown = dearest.unknown if call.times is not None else (*dearest.unknown, op.name)

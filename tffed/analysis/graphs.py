@@ -56,9 +56,18 @@ def called(op, at) -> Called | None:
     return None
 
 
-def needed(graph) -> set:
-    """The operations that the outputs of a function's graph need."""
-    return ancestors(graph.outputs)
+def results(op, graph, at) -> list:
+    """The outputs of a function's graph that are needed where `op` calls it.
+
+    Args:
+        op: What calls the function.
+        graph: The function's graph.
+        at: The `Values` of the graph of `op`.
+    """
+    if op.type not in _CALLS:
+        return graph.outputs
+    pairs = zip(op.outputs, graph.outputs, strict=True)
+    return [inner for outer, inner in pairs if at.needs(outer)]
 
 
 def _function(op, attribute):
@@ -82,14 +91,24 @@ class Values:
         graph: A `tf.Graph`.
         arguments: For the graph of a function, `(tensor of the caller, its Values)` by the name of
             the argument that has its value.
+        outputs: Those of the graph that are needed; None: all.
     """
 
-    def __init__(self, graph, arguments=None):
+    def __init__(self, graph, arguments=None, outputs=None):
         self._graph = graph
         self._arguments = arguments or {}
+        self._outputs = graph.outputs if outputs is None else outputs
+        self._read = None
         self._session = None
 
-    def inside(self, op, graph):
+    def needs(self, tensor):
+        """Whether something that is needed reads the tensor, or it is needed itself."""
+        if self._read is None:
+            read = [t for op in ancestors(self._outputs) for t in op.inputs]
+            self._read = {t.ref() for t in (*read, *self._outputs)}
+        return tensor.ref() in self._read
+
+    def inside(self, op, graph, outputs=None):
         """The `Values` of a function that `op` calls: its arguments, but for those of a loop that
         change."""
         inputs = list(op.inputs)
@@ -97,11 +116,12 @@ class Values:
             inputs = inputs[1:]
         loop = op.type in _WHILE
         body = _function(op, "body") if loop else graph
-        return Values(graph, {
+        arguments = {
             argument.op.name: (given, self)
             for k, (argument, given) in enumerate(zip(graph.inputs, inputs, strict=True))
             if not loop or _invariant(body, k)
-        })
+        }
+        return Values(graph, arguments, outputs)
 
     def trips(self, op) -> int | None:
         """How often a loop's body runs, if the loop counts up to a known limit; else None."""

@@ -14,9 +14,10 @@ _LONGER = {"bfloat16": 1 + 2**-8, "float16": 2.0}
 def cast(dtype) -> Stage:
     """Sends each entry in 16 bits, rounded to the nearest: `"float16"` or `"bfloat16"`.
 
-    float16 keeps 11 significant bits of numbers from 6e-5 to 65504 and fewer below; bfloat16 keeps
-    8 of any float32. An entry that float16 cannot hold becomes infinite, and its client is left out
-    and counted, rather than made smaller in silence: such an update is one that has diverged.
+    float16 keeps 11 significant bits of numbers from 6e-5 to 65504, fewer below and none below
+    3e-8, which become zero; bfloat16 keeps 8 of any float32 above 1e-38. An entry that float16
+    cannot hold becomes infinite, and its client is left out and counted, rather than made smaller
+    in silence: such an update is one that has diverged.
 
     It leaves nothing to the stages after it: put those that choose entries before it.
 

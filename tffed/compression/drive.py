@@ -10,8 +10,15 @@ import tensorflow as tf
 from tffed import random, tree
 from tffed.aggregation.stage import Coded, Stage, travels
 from tffed.arguments import positive_integer
-from tffed.compression.layout import as_rows, from_rows, fused, packed_as, shapes_of
-from tffed.compression.rotation import BLOCK, block_for, check_block, rotated, rotated_back
+from tffed.compression.layout import (
+    as_rows,
+    at_unit_scale,
+    from_rows,
+    fused,
+    packed_as,
+    shapes_of,
+)
+from tffed.compression.rotation import BLOCK, block_for, checked_block, rotated, rotated_back
 from tffed.wire import Bits
 
 _SCALES = ("unbiased", "min_error")
@@ -21,13 +28,17 @@ _CELLS, _CELL = 512, 1 / 64
 def drive(scale="unbiased", block=BLOCK) -> Stage:
     """DRIVE (Vargaftik et al. 2021): one bit an entry, the signs of the rotated update.
 
-    Each block x of d entries is rotated, R x (see `rotate`), and comes back as R⁻¹(S · sign(R x))
-    with one of
+    Each block x of d entries is rotated, R x, and comes back as R⁻¹(S · sign(R x)) with one of
 
-    - `"unbiased"`: S = ‖x‖² / ‖R x‖₁. Then ⟨x̂, x⟩ = ‖x‖², E x̂ = x for a uniformly random rotation
-      (with Hadamard's, up to terms that vanish with d), and E‖x̂ - x‖² → (π/2 - 1) ‖x‖², d → ∞.
-      The mean of K clients' errors falls with K.
+    - `"unbiased"`: S = ‖x‖² / ‖R x‖₁. Then ⟨x̂, x⟩ = ‖x‖², E x̂ = x for a uniformly random rotation,
+      and E‖x̂ - x‖² → (π/2 - 1) ‖x‖², d → ∞. The mean of K clients' errors falls with K.
     - `"min_error"`: S = ‖R x‖₁ / d, and (1 - 2/π) ‖x‖²: for a single client, or error feedback.
+
+    R is two rotations of `rotate`, one after the other, with signs of their own. After one alone
+    all that is said holds of blocks without dominant entries, but [1, 1/2, 0, …] comes back as
+    [5/4, 0, 0, …] on average, whatever d. After two no bias was found in 1000 draws, whatever x
+    was, in blocks of 16 entries and more (it is less than 1 % of ‖x‖); in models of fewer entries
+    it is up to a third.
 
     An update that is not finite, or whose squares overflow float32, has its client left out and
     counted.
@@ -45,9 +56,10 @@ def drive(scale="unbiased", block=BLOCK) -> Stage:
 def eden(bits=1, scale="unbiased", block=BLOCK) -> Stage:
     """EDEN (Vargaftik et al. 2022): `bits` bits an entry of the rotated update.
 
-    As `drive`, whose one bit it generalises: each entry of η R x, with η = √d / ‖x‖, becomes the
-    nearest of the 2**bits numbers Q that have the least mean squared error D for a standard normal
-    variable (Lloyd 1982, Max 1960), and a block comes back as R⁻¹(S · Q), with one of
+    As `drive`, whose one bit it generalises, and with its rotations R: each entry of η R x, with
+    η = √d / ‖x‖, becomes the nearest of the 2**bits numbers Q that have the least mean squared
+    error D for a standard normal variable (Lloyd 1982, Max 1960), and a block comes back as
+    R⁻¹(S · Q), with one of
 
     - `"unbiased"`: S = ‖x‖² / ⟨R x, Q⟩, and E‖x̂ - x‖² → D / (1 - D) ‖x‖² as d → ∞: 0.571, 0.133,
       0.0358, 0.0096 with 1 to 4 bits;
@@ -61,7 +73,7 @@ def eden(bits=1, scale="unbiased", block=BLOCK) -> Stage:
     Raises:
         ValueError: An argument is outside its range.
     """
-    positive_integer("bits", bits)
+    bits = positive_integer("bits", bits)
     if bits > 8:
         raise ValueError(f"`bits` must be 1 to 8. Received: bits={bits}")
     return _rotated_codes(bits, scale, block, f"eden({bits}, {scale}, {block})")
@@ -70,11 +82,12 @@ def eden(bits=1, scale="unbiased", block=BLOCK) -> Stage:
 def _rotated_codes(bits, scale, block, name):
     if scale not in _SCALES:
         raise ValueError(f"`scale` must be one of {_SCALES}. Received: scale={scale!r}")
-    check_block(block)
+    block = checked_block(block)
 
     @fused
     def coded(tensors, seed):
-        y = rotated(as_rows(tensors, block_for(tensors, block)), seed)
+        rows, unit = at_unit_scale(as_rows(tensors, block_for(tensors, block)))
+        y = _rotated_twice(rows, seed)
         square = tf.reduce_sum(y * y, 1, keepdims=True)
         codes = _codes(y * tf.sqrt(tf.math.divide_no_nan(float(y.shape[1]), square)), bits)
         q = _numbers(codes, bits)
@@ -84,11 +97,12 @@ def _rotated_codes(bits, scale, block, name):
         else:
             s = along / tf.reduce_sum(q * q, 1, keepdims=True)
         # Where squares overflow all codes are alike, and their scale can be anything.
-        return codes, tf.where(tf.math.is_finite(square), s, float("nan"))[:, 0]
+        return codes, tf.where(tf.math.is_finite(square), s * unit, float("nan"))[:, 0]
 
     @fused
     def numbers(codes, scales, seed, shapes):
-        return from_rows(rotated_back(_numbers(codes, bits) * scales[:, None], seed), shapes)
+        y = _numbers(codes, bits) * scales[:, None]
+        return from_rows(rotated_back(rotated_back(y, _second(seed)), seed), shapes)
 
     def encode(shared, client_state, value, seed):
         del shared
@@ -111,7 +125,16 @@ def _rotated_codes(bits, scale, block, name):
         ends=True,
         weights=True,
         name=name,
+        error=lambda like: _distortion(bits) if scale == "unbiased" else 0.0,
     )
+
+
+def _rotated_twice(rows, seed):
+    return rotated(rotated(rows, seed), _second(seed))
+
+
+def _second(seed):
+    return random.fold_in(seed, 1)
 
 
 def _codes(z, bits):
@@ -135,6 +158,14 @@ def _numbers(codes, bits):
     if bits == 1:  # the size of the two is the scale's
         return 2.0 * tf.cast(codes, tf.float32) - 1.0
     return tf.gather(tf.constant(lloyd_max(bits), tf.float32), tf.cast(codes, tf.int32))
+
+
+def _distortion(bits):
+    """D / (1 - D): by Lloyd and Max's condition, 1 - D is the variance of Q."""
+    c = lloyd_max(bits)
+    normal = np.vectorize(statistics.NormalDist().cdf)
+    mass = np.diff(normal(np.concatenate([[-40.0], (c[1:] + c[:-1]) / 2, [40.0]])))
+    return 1 / np.sum(mass * c**2) - 1
 
 
 @functools.cache

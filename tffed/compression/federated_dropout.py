@@ -23,9 +23,10 @@ def federated_dropout(model, keep=0.75, *, rescale=True) -> Submodel:
     whole one with zeros in place of dropped units and their gradients, which gives the same.
 
     The server takes the mean of each coordinate over the clients that had it (weighted as the
-    reducer says); one that none had stays. Such a mean follows the clients' updates whatever their
-    number. The unbiased one, the sum divided by the probability that a client has the coordinate,
-    overshoots where many happen to have it.
+    reducer says); one that none had stays, whatever the server's optimizer does: momentum and decay
+    wait for a round in which a client has it. Such a mean follows the clients' updates whatever
+    their number. The unbiased one, the sum divided by the probability that a client has the
+    coordinate, overshoots where many happen to have it.
 
     The global model sums over all n units, a client over k: to make up for that, the server
     multiplies kernels by n / k of their inputs on the way down (inverted dropout, in the weights)

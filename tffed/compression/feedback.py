@@ -18,13 +18,15 @@ def error_feedback(*stages, decay=1.0) -> Stage:
 
     So all that a client sent in its rounds sums to all its updates less its last residual, and
     biased stages such as `top_k` and `sign` converge as if nothing was taken if C is a contraction,
-    E ‖v - C(v)‖² <= (1 - δ) ‖v‖² for some δ > 0. Coarse unbiased stages are none, and residuals
-    would grow without end: `random_k` needs unbiased=False, and `quantize` enough levels (2 bits;
-    3 with "max"; with "l2" and s levels, rows of fewer than 4 s² entries). (Seide et al. 2014;
-    Stich et al. 2018; Karimireddy et al. 2019.)
+    E ‖v - C(v)‖² <= (1 - δ) ‖v‖² for some δ > 0, or residuals stay bounded for another reason.
+    Coarse unbiased stages are none, and residuals would grow without end: `random_k` needs
+    unbiased=False, and `quantize` enough levels (2 bits; 3 with "max" and in rows of 64 entries
+    and more; with "l2" and s levels, rows of fewer than 4 s² entries; after `rotate` and
+    `power_sgd` the same or more). `clip` before it, not inside: what is clipped off would never be
+    sent. (Seide et al. 2014; Stich et al. 2018; Karimireddy et al. 2019.)
 
-    Works in `down` too, where the residual is the server's. Where a client's message gets lost, so
-    do the entries in it.
+    Not in `down`, where the weights themselves travel: they do not add up over the rounds. Where a
+    client's message gets lost, so do the entries in it.
 
     Args:
         *stages: The stages, in the order of `chain`; all that is lossy belongs inside.
@@ -45,8 +47,8 @@ def error_feedback(*stages, decay=1.0) -> Stage:
             raise ValueError(
                 "Errors as large as the value would add up without end. Received: "
                 f"{whole.name} in error_feedback, for values of {tree.size(like):,} entries. Use "
-                "random_k(…, unbiased=False); quantize with more bits, smaller blocks or "
-                'another scale than "l2"; eden or sign in place of ternary.'
+                "random_k(…, unbiased=False); quantize with more bits; with \'l2\' also smaller "
+                "blocks; eden or sign in place of ternary and of 1 bit."
             )
         return tree.zeros_like(like), whole.client_init(like)
 
@@ -63,7 +65,7 @@ def error_feedback(*stages, decay=1.0) -> Stage:
         encode=encode,
         finish=whole.finish if finishes else plain.finish,
         bound=plain.bound,
-        weights=all(stage.weights for stage in stages),
+        weights=False,
         name=f"error_feedback({whole.name}{f', decay={decay}' if decay < 1 else ''})",
         release=None,
         residual=True,
@@ -82,6 +84,11 @@ def _check_inner(stages, decay):
         if stage.mechanism is not None or stage.release is not None:
             raise ValueError(
                 "Error feedback would take the noise off again in the next round. Received: "
+                f"{stage.name} in error_feedback. Put it before, outside."
+            )
+        if stage.partial:
+            raise ValueError(
+                "What a stage never sends, or clips off, would add up without end. Received: "
                 f"{stage.name} in error_feedback. Put it before, outside."
             )
         if stage.residual:
@@ -154,4 +161,5 @@ def lazy(threshold) -> Stage:
         name=f"lazy({threshold})",
         leaks=True,
         residual=True,
+        fixed=True,
     )

@@ -28,6 +28,16 @@ def fused(function):
     return call
 
 
+def at_unit_scale(x, axis=-1):
+    """`(x / unit, unit)`, with which squares of small numbers do not underflow.
+
+    `unit` is the largest magnitude along `axis`, which stays as a dimension of 1, or 1 if that is
+    smaller: numbers that are too large still overflow, which has a client left out.
+    """
+    unit = tf.minimum(tf.reduce_max(tf.abs(x), axis, keepdims=True), 1.0)
+    return tf.math.divide_no_nan(x, unit), unit
+
+
 def as_rows(tensors, block, edge=False):
     """All tensors one after the other, float32 `[rows, block]`; the last row is filled up.
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tffed import random, tree
 from tffed.aggregation.stage import Stage
 from tffed.arguments import positive_integer
+from tffed.compression.layout import at_unit_scale
 
 # Of a column's norm, what is left of it after projections if it depended on the others.
 _ROUNDING = 1e-6
@@ -22,8 +23,15 @@ def power_sgd(rank, *, min_size=1024) -> Stage:
     Q is kept in the client store, so that the steps of several rounds add up to the best
     approximation of what the rounds have in common. A tensor counts as a matrix of its last axis
     against all others; vectors, tensors below `min_size`, and those for which (a + b) rank is not
-    less than a b are handed on as they are. Biased, a contraction: use `error_feedback` around it.
-    Hands on all P, all Q and the rest, so `cast` or `quantize` may follow.
+    less than a b are handed on as they are. Hands on all P, all Q and the rest, so `cast` or
+    `quantize` may follow; each column of P and the one of Q share the length of their product, so
+    that entries of both are alike.
+
+    Biased: use `error_feedback` around it. A Q that says little of M is not kept: where P Qᵀ holds
+    less than half the share rank / b of ‖M‖², which a random Q takes on average at the least, the
+    next round begins from a random one, and so does a column that took nothing. So for each matrix,
+    of any two rounds one is a contraction in the mean, E‖M - P Qᵀ‖² <= (1 - rank / 2b) ‖M‖², and
+    the other does not lengthen the residual: no direction stays unsent.
 
     As published, all workers agree on P before they compute Q. Here each client sends factors of
     its own update: one message a round, and any cohort.
@@ -35,8 +43,8 @@ def power_sgd(rank, *, min_size=1024) -> Stage:
     Raises:
         ValueError: `rank` or `min_size` is no positive integer.
     """
-    positive_integer("rank", rank)
-    positive_integer("min_size", min_size)
+    rank = positive_integer("rank", rank)
+    min_size = positive_integer("min_size", min_size)
 
     def shrinks(leaf):
         if leaf.shape.rank < 2 or math.prod(leaf.shape) < min_size:
@@ -55,17 +63,15 @@ def power_sgd(rank, *, min_size=1024) -> Stage:
         )
 
     def encode(shared, client_state, value, seed):
-        del shared, seed
+        del shared
         large, rest = split(value)
         left, right, kept = [], [], []
-        for leaf, start in zip(large, client_state, strict=True):
+        for k, (leaf, start) in enumerate(zip(large, client_state, strict=True)):
             matrix = tf.reshape(tf.cast(leaf, tf.float32), _matrix(leaf.shape))
-            p = _orthogonalise(tf.matmul(matrix, start))
-            q = tf.matmul(matrix, p, transpose_a=True)
+            p, q, own = _factors(matrix, start, random.fold_in(seed, k))
             left.append(p)
             right.append(q)
-            # A column of zeros would stay one in all rounds to come.
-            kept.append(tf.where(tf.reduce_any(q != 0, 0), q, start))
+            kept.append(own)
         return (tuple(left), tuple(right), tuple(rest)), tuple(kept), {}
 
     def decode(shared, payload, like):
@@ -92,11 +98,34 @@ def power_sgd(rank, *, min_size=1024) -> Stage:
         decode=decode,
         passes=passes,
         name=f"power_sgd({rank}, min_size={min_size})",
+        tracks=True,
+        mixes=2,
     )
 
 
 def _matrix(shape):
     return math.prod(shape[:-1]), shape[-1]
+
+
+def _factors(matrix, start, seed):
+    """`(P, Q, the start of the next round)` of one step of power iteration."""
+    matrix, unit = at_unit_scale(matrix, (0, 1))
+    p = _orthogonalise(tf.matmul(matrix, start))
+    q = tf.matmul(matrix, p, transpose_a=True)
+    kept = _next_start(matrix, start, q, seed)
+    # Each entry of P and of Q is then about √‖q‖ / (a b)^¼.
+    rows, columns = matrix.shape
+    length = tf.sqrt(tf.norm(q, axis=0) * (rows / columns) ** 0.5)
+    return p * length * tf.sqrt(unit), tf.math.divide_no_nan(q, length) * tf.sqrt(unit), kept
+
+
+def _next_start(matrix, start, q, seed):
+    columns, rank = start.shape
+    lengths = tf.norm(q, axis=0)
+    taken, all_there_is = tf.reduce_sum(lengths**2), tf.reduce_sum(matrix**2)
+    poor = (lengths == 0) | (taken < rank / columns / 2 * all_there_is)
+    found = tf.where(poor, random.normal([columns, rank], seed), q / lengths)
+    return tf.where(all_there_is > 0, found, start)  # of zeros there is nothing to learn
 
 
 def _orthogonalise(matrix):

@@ -2,17 +2,19 @@
 
 import tensorflow as tf
 
+from tffed import tree
 from tffed.aggregation.stage import Coded, Stage
-from tffed.arguments import positive_integer
+from tffed.arguments import plain, positive_integer
 from tffed.model_call import layers as layers_of
 
 
 def send_only(model, layers) -> Stage:
     """Clients train all layers but send the updates of some; the others stay as they are.
 
-    The zero update of the others is the mean, so all clients begin every round with the same ones.
-    What is not to be trained either is better frozen (`layer.trainable = False`): the weights of a
-    frozen layer never travel, down or up.
+    The zero update of the others is the mean, and the server's step leaves them out, whatever its
+    optimizer does, so all clients begin every round with the same ones. What is not to be trained
+    either is better frozen (`layer.trainable = False`): the weights of a frozen layer never travel,
+    down or up.
 
     Args:
         model: The Keras model, with the layers frozen that are to be.
@@ -35,10 +37,14 @@ def send_only(model, layers) -> Stage:
         )
 
     def passes(like):
-        if [tuple(w.shape) for w in like] != shapes:
+        leaves = tree.leaves(like)
+        given = [tuple(w.shape) for w in leaves]
+        # A stage before may hand on one tensor, or a nest of them.
+        whole = isinstance(like, tuple) and [*map(id, like)] == [*map(id, leaves)]
+        if not whole or given != shapes:
             raise ValueError(
                 "Expected the updates of the model that send_only was given, with the same layers "
-                f"frozen. Received: {[tuple(w.shape) for w in like]}. Put send_only first in the "
+                f"frozen. Received: tensors of the shapes {given}. Put send_only first in the "
                 "chain, and freeze before."
             )
         return tuple(like[k] for k in sent)
@@ -54,11 +60,18 @@ def send_only(model, layers) -> Stage:
             found[k] if k in found else tf.zeros(s.shape, s.dtype) for k, s in enumerate(like)
         )
 
+    def settle(before, after):
+        pairs = zip(before, after, strict=True)
+        return tuple(new if k in sent else old for k, (old, new) in enumerate(pairs))
+
     return Stage(
         encode=encode,
         decode=decode,
         passes=passes,
+        settle=settle,
         bound=lambda bound: bound,
+        fixed=True,
+        partial=True,
         name=f"send_only({', '.join(layer.name for layer in chosen)})",
     )
 
@@ -84,7 +97,7 @@ def lora(model, rank, layers=None, *, alpha=None):
         ValueError: `rank` is not a positive integer, the model is not built, or a layer cannot have
             adapters or has them already.
     """
-    positive_integer("rank", rank)
+    rank, alpha = positive_integer("rank", rank), plain(alpha)
     if not model.built:
         raise ValueError(f"Expected a built model. Received: model={model.name!r}. Build it.")
     every = layers_of(model)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.submodel import Submodel
-from tffed.arguments import positive_integer
+from tffed.arguments import integer_from, positive, positive_integer, real
 from tffed.wire import Bits, Raw, Trimmed
 
 
@@ -63,7 +63,10 @@ def prune(
     Raises:
         ValueError: An argument is outside its range.
     """
-    times = _check(final_sparsity, begin, end, every, power, initial_sparsity)
+    begin, end = integer_from(0, "begin", begin), integer_from(0, "end", end)
+    every, power = positive_integer("every", every), positive("power", power)
+    final_sparsity, initial_sparsity = real(final_sparsity), real(initial_sparsity)
+    times = _check(final_sparsity, begin, end, every, initial_sparsity)
     done = (np.arange(times + 1) / times) if times else np.ones(1)
     schedule = final_sparsity + (initial_sparsity - final_sparsity) * (1 - done) ** power
 
@@ -147,12 +150,8 @@ def sparsity(model):
     }
 
 
-def _check(final, begin, end, every, power, initial):
+def _check(final, begin, end, every, initial):
     """The number of prunings after the first."""
-    positive_integer("every", every)
-    for name, value in (("begin", begin), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"`{name}` must be an integer of at least 0. Received: {name}={value}")
     if end < begin or (end - begin) % every:
         raise ValueError(
             "Expected `end` to be `begin` plus a multiple of `every`. Received: "
@@ -163,8 +162,6 @@ def _check(final, begin, end, every, power, initial):
             "Expected 0 <= initial_sparsity <= final_sparsity < 1, and 0 < final_sparsity. "
             f"Received: initial_sparsity={initial}, final_sparsity={final}"
         )
-    if not 0 < power < float("inf"):
-        raise ValueError(f"`power` must be positive and finite. Received: power={power}")
     return (end - begin) // every
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tffed import random, tree
 from tffed.aggregation.stage import Coded, Stage
+from tffed.arguments import integer
 from tffed.compression.layout import as_rows, from_rows, fused, packed_as, shapes_of
 
 BLOCK = 4096
@@ -17,9 +18,10 @@ def rotate(block=BLOCK) -> Stage:
 
     Each block is d consecutive entries of all tensors laid out as one vector, filled up with zeros;
     D has random signs and H is Hadamard's matrix, of ±1 (Ailon & Chazelle 2006; Suresh et al.
-    2017). Then entries of a block are close to normal with the same variance, however uneven x was,
-    and few bits do. Lengths and angles stay. Passes the blocks on as one tensor `[blocks, d]`, of
-    which `quantize(block=d)` scales each; the seed of D travels with it.
+    2017). Then entries of a block have the same variance, however uneven x was, and unless a few of
+    them made up most of it they are close to normal: few bits do. Lengths and angles stay. Passes
+    the blocks on as one tensor `[blocks, d]`, of which `quantize(block=d)` scales each; the seed of
+    D travels with it.
 
     Args:
         block: d, a power of two; of smaller models, the power of two that holds all entries.
@@ -28,7 +30,7 @@ def rotate(block=BLOCK) -> Stage:
     Raises:
         ValueError: `block` is no power of two from 2 to 2**16.
     """
-    check_block(block)
+    block = checked_block(block)
 
     @fused
     def turned(tensors, seed):
@@ -55,19 +57,22 @@ def rotate(block=BLOCK) -> Stage:
         bound=lambda bound: bound,
         weights=True,
         name=f"rotate({block})",
+        mixes=1,
     )
 
 
-def check_block(block):
-    """Checks that `block` is a length that can be rotated.
+def checked_block(block):
+    """`block` as an int, if it is a length that can be rotated.
 
     Raises:
         ValueError: It is not.
     """
-    if not isinstance(block, int) or not 2 <= block <= 2**16 or block & (block - 1):
+    found = integer(block)
+    if found is None or not 2 <= found <= 2**16 or found & (found - 1):
         raise ValueError(
             f"`block` must be a power of two from 2 to 2**16. Received: block={block!r}"
         )
+    return found
 
 
 def block_for(nest, block):

@@ -30,7 +30,8 @@ def sign(scale="mean") -> Stage:
         for x in tensors:
             coin = tf.reshape(random.uniform(tree.size(x), seed, start) < 0.5, x.shape)
             codes.append(tf.cast((x > 0) | ((x == 0) & coin), tf.uint8))
-            scales.append(tf.reduce_mean(tf.abs(tf.cast(x, tf.float32))))
+            size = tf.reduce_sum(tf.abs(tf.cast(x, tf.float32)))
+            scales.append(size / max(tree.size(x), 1))
             start += tree.size(x)
         scales = tf.stack(scales)
         if scale is None:  # nothing else would tell of a NaN

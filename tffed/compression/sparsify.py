@@ -1,13 +1,12 @@
 """Stages that send few entries of each update: the largest, random, or large enough ones."""
 
 import math
-from numbers import Real
 
 import tensorflow as tf
 
 from tffed import random, tree
 from tffed.aggregation.stage import Coded, Stage, travels
-from tffed.arguments import positive
+from tffed.arguments import integer, positive, real
 from tffed.compression.selection import distinct, flat, largest, place, unflat, where
 from tffed.wire import Indices, Trimmed
 
@@ -31,7 +30,7 @@ def top_k(k, *, per_tensor=False) -> Stage:
     Raises:
         ValueError: `k` is neither; or, once the model is known, more than n.
     """
-    count = _count(k)
+    k, count = _count(k)
 
     def counts(sizes):
         if k < 1:
@@ -45,10 +44,11 @@ def top_k(k, *, per_tensor=False) -> Stage:
         else:
             parts = [flat(value)]
         sizes = [part.shape[0] for part in parts]
-        found = [largest(*pair) for pair in zip(parts, counts(sizes), strict=True)]
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
-        values = tf.concat([values for values, _ in found], 0)
-        places = tf.concat([at + start for (_, at), start in zip(found, starts, strict=True)], 0)
+        each = zip(parts, counts(sizes), starts, strict=True)
+        found = [(*largest(part, k), start) for part, k, start in each if k]
+        values = tf.concat([values for values, _, _ in found], 0)
+        places = tf.concat([at + start for _, at, start in found], 0)
         return Coded(values, _indices(places, sum(sizes))), client_state, {}
 
     def decode(shared, payload, like):
@@ -75,7 +75,7 @@ def random_k(k, *, unbiased=True) -> Stage:
     All tensors count as one vector x of n entries; the places are drawn without replacement, each
     with probability k/n, for each client and round anew. Unbiased, E ‖x - C(x)‖² = (n/k - 1) ‖x‖²;
     without the factor n/k a contraction in the mean, E ‖x - C(x)‖² = (1 - k/n) ‖x‖², as
-    `error_feedback` needs it. Only a seed travels beside the values, from which the server draws
+    `error_feedback` demands it. Only a seed travels beside the values, from which the server draws
     the places again. Hands on the values, float32 `[k]`. (Wangni et al. 2018; Konečný et al. 2016.)
 
     Args:
@@ -85,7 +85,7 @@ def random_k(k, *, unbiased=True) -> Stage:
     Raises:
         ValueError: `k` is neither; or, once the model is known, more than n.
     """
-    count = _count(k)
+    k, count = _count(k)
 
     def encode(shared, client_state, value, seed):
         del shared
@@ -111,7 +111,8 @@ def random_k(k, *, unbiased=True) -> Stage:
         passes=lambda like: _values(count(tree.size(like))),
         wire=travels(),
         name=f"random_k({k}{'' if unbiased else ', biased'})",
-        expands=lambda like: unbiased and 2 * count(tree.size(like)) <= tree.size(like),
+        # With k > n / 2 it is a contraction too, but not if what comes after it has errors as well.
+        expands=lambda like: unbiased and count(tree.size(like)) < tree.size(like),
     )
 
 
@@ -174,13 +175,14 @@ def _values(count):
 
 
 def _count(k):
-    """`(n) -> how many of n entries`; raises a ValueError unless `k` is a number or a share."""
-    whole = isinstance(k, int) and not isinstance(k, bool) and k >= 1
-    if not whole and (isinstance(k, int) or not isinstance(k, Real) or not 0 < k < 1):
+    """`(k, (n) -> how many of n entries)`; a ValueError unless `k` is a number or a share."""
+    whole = (integer(k) or 0) >= 1
+    if not whole and not 0 < real(k) < 1:
         raise ValueError(
             f"`k` must be a positive integer, or a share in (0, 1). Received: k={k!r}. All entries "
             "travel without this stage."
         )
+    k = integer(k) if whole else real(k)
 
     def count(size):
         if not whole:
@@ -192,4 +194,4 @@ def _count(k):
             )
         return k
 
-    return count
+    return k, count

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 _DENSE = (keras.layers.Dense,)
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -14,6 +15,8 @@ _BY_UNIT = (
     *(f"Global{kind}Pooling{n}D" for kind in ("Max", "Average") for n in (1, 2, 3)),
     *(f"{kind}{n}D" for kind in ("ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)),
 )
+# Settings of such layers that may have an entry for each unit: of a smaller layer they are another.
+_BY_ENTRY = ("scale", "offset", "noise_shape")
 _ACTIVATIONS = (
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "sigmoid"),
     *("hard_sigmoid", "hard_silu", "log_sigmoid", "tanh", "hard_tanh", "tanh_shrink", "softplus"),
@@ -149,6 +152,15 @@ def _check_by_unit(layer):
         raise _refusal(layer, "with channels first")
     if name == "Activation":
         _check_activation(layer, layer.activation)
+    for setting, value in layer.get_config().items():
+        if setting in _BY_ENTRY and not _same_for_all(setting, value):
+            raise _refusal(layer, f"whose {setting}={value} has an entry for each")
+
+
+def _same_for_all(setting, value):
+    if setting == "noise_shape":
+        return value is None or value[-1] in (None, 1)
+    return np.size(value) == 1
 
 
 def _check_activation(layer, activation):

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from tffed.data.schemes import Scheme, is_count, require_number
+from tffed.data.schemes import Scheme, is_count, plain_fields, require_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Dirichlet(Scheme):
     bins: int | None = None
 
     def __post_init__(self):
+        plain_fields(self)
         require_number(
             "alpha", self.alpha, 0, np.inf,
             "Give for example 0.3; for IID clients use IID().", above=True,
@@ -112,6 +113,7 @@ class Shards(Scheme):
     bins: int | None = None
 
     def __post_init__(self):
+        plain_fields(self)
         if not is_count(self.per_client):
             raise ValueError(
                 "Expected per_client to be an integer of at least 1. Received: "

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tffed.arguments import plain
 from tffed.data import checks
 from tffed.data.client_data import ClientData, ResidentClientData
 from tffed.data.schemes import Scheme, is_count
@@ -39,6 +40,7 @@ def partition(
             not finite, or a scheme that loses or repeats examples.
     """
     _check_arguments(clients, scheme, seed)
+    clients, seed = plain(clients), plain(seed)
     arrays = checks.as_examples((x, y, sample_weight), "the data set")
     total = checks.num_examples(arrays)
     ids = scheme.client_ids(clients)

@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from tffed.arguments import plain
 from tffed.data.client_data import ClientData
-from tffed.data.schemes import is_count, require_number
+from tffed.data.schemes import is_count, plain_fields, require_number
 
 _STREAM = 2  # keeps this stream of random numbers apart from that of the partitioners
 
@@ -59,7 +60,7 @@ def _ids(clients) -> Sequence:
     if isinstance(clients, ClientData):
         return clients.ids
     if is_count(clients):
-        return range(clients)
+        return range(plain(clients))
     if isinstance(clients, np.ndarray):
         clients = clients.tolist()
     if isinstance(clients, Sequence) and not isinstance(clients, str) and len(clients):
@@ -76,6 +77,7 @@ def _generator(seed, round) -> np.random.Generator:
             "Expected seed and round to be integers of at least 0. Received: "
             f"seed={seed!r}, round={round!r}. Rounds count from 0."
         )
+    seed, round = plain(seed), plain(round)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM, round)))
 
 
@@ -104,6 +106,7 @@ class Uniform(Sampler):
     scheme: ClassVar[str] = "fixed_size_without_replacement"
 
     def __post_init__(self):
+        plain_fields(self)
         _check_size(self.size)
 
     def _positions(self, clients, population, rng, round):
@@ -123,6 +126,7 @@ class Poisson(Sampler):
     scheme: ClassVar[str] = "poisson"
 
     def __post_init__(self):
+        plain_fields(self)
         require_number(
             "rate", self.rate, 0, 1,
             "Give the probability that a client takes part in a round.", above=True,
@@ -156,6 +160,7 @@ class Weighted(Sampler):
     scheme: ClassVar[str] = "weighted"
 
     def __post_init__(self):
+        plain_fields(self)
         _check_size(self.size)
         if self.weights is None:
             return
@@ -215,6 +220,7 @@ class Cyclic(Sampler):
     scheme: ClassVar[str] = "cyclic"
 
     def __post_init__(self):
+        plain_fields(self)
         _check_size(self.size)
 
     def _positions(self, clients, population, rng, round):

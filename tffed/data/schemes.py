@@ -14,6 +14,7 @@ import dataclasses
 
 import numpy as np
 
+from tffed.arguments import integer, plain, real
 from tffed.data.nest import leaves
 
 
@@ -52,8 +53,8 @@ def require_number(name: str, value, low: float, high: float, remedy: str, above
         remedy: What to give, a sentence.
         above: Whether `low` itself is refused.
     """
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if number and np.isfinite(value) and low <= value <= high and not (above and value == low):
+    number = real(value)
+    if np.isfinite(number) and low <= number <= high and not (above and number == low):
         return
     least = f"above {low}" if above else f"of at least {low}"
     most = f" and at most {high}" if np.isfinite(high) else ""
@@ -64,8 +65,14 @@ def require_number(name: str, value, low: float, high: float, remedy: str, above
 
 def is_count(value, least: int = 1) -> bool:
     """Whether a value is an integer of at least `least`."""
-    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return integer and value >= least
+    number = integer(value)
+    return number is not None and number >= least
+
+
+def plain_fields(instance) -> None:
+    """Makes a frozen dataclass's numbers Python's, so that equal ones also read alike."""
+    for field in dataclasses.fields(instance):
+        object.__setattr__(instance, field.name, plain(getattr(instance, field.name)))
 
 
 def cut(order: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:

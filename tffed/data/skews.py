@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from tffed.data.nest import leaves
-from tffed.data.schemes import Scheme, cut, num_rows, require_number
+from tffed.data.schemes import Scheme, cut, num_rows, plain_fields, require_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class LogNormalQuantity(Scheme):
     sigma: float
 
     def __post_init__(self):
+        plain_fields(self)
         require_number("sigma", self.sigma, 0, np.inf, "Give for example 1.")
 
     def split(self, x, y, clients, rng):
@@ -49,6 +50,7 @@ class PowerLawQuantity(Scheme):
     exponent: float
 
     def __post_init__(self):
+        plain_fields(self)
         require_number("exponent", self.exponent, 0, np.inf, "Give for example 1.")
 
     def split(self, x, y, clients, rng):
@@ -91,6 +93,7 @@ class FeatureSkew(Scheme):
     strength: float = 1.0
 
     def __post_init__(self):
+        plain_fields(self)
         require_number(
             "strength", self.strength, 0, 1, "Give 1 for disjoint slices, less for a mixture."
         )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tffed.arguments import plain, real
 from tffed.data.client_data import ClientData, LazyClientData, from_dict
 from tffed.data.schemes import is_count
 from tffed.data.segments import segments_of
@@ -141,6 +142,7 @@ def python_topics(
 def _source(segments, length, stride, test_fraction, targets, vocabulary, *, origin):
     stride = length if stride is None else stride
     _check_options(length, stride, test_fraction, targets)
+    length, stride, test_fraction = map(plain, (length, stride, test_fraction))
     ends = {name: len(body) - int(test_fraction * len(body)) for name, body in segments.items()}
     chosen = [name for name in segments if ends[name] > length]
     if not chosen:
@@ -204,7 +206,7 @@ def _check_options(length, stride, test_fraction, targets) -> None:
                 f"Expected {name} to be an integer of at least 1. Received: {name}={value!r}. Give "
                 "a number of characters, for example 80."
             )
-    if not isinstance(test_fraction, (int, float)) or not 0 <= test_fraction < 1:
+    if not 0 <= real(test_fraction) < 1:
         raise ValueError(
             "Expected test_fraction to be a number in [0, 1). Received: "
             f"test_fraction={test_fraction!r}. Give for example 0.2."

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tffed import random, tree
+from tffed.arguments import positive_integer
 from tffed.engines.cohort import alike, chunks
 from tffed.engines.program import trace
 from tffed.engines.reading import Reader
@@ -75,10 +76,8 @@ class Embedded:
         gpu = bool(tf.config.list_logical_devices("GPU"))
         if lanes is None:
             lanes = 1 if gpu else os.cpu_count() or 1
-        if isinstance(lanes, bool) or not isinstance(lanes, int) or lanes < 1:
-            raise ValueError(f"`lanes` must be a positive integer. Received: lanes={lanes!r}")
         self.algorithm = algorithm
-        self.lanes = lanes
+        self.lanes = positive_integer("lanes", lanes)
         self.bytes_up = self.bytes_down = 0
         self._padded = {}
         self._may_jit = bool(jit_compile and algorithm.maskable)

@@ -5,11 +5,11 @@ The conversion itself is dp-accounting's; `releases.py` settles what is handed t
 
 import functools
 import math
-import numbers
 from typing import NamedTuple
 
 import numpy as np
 
+from tffed.arguments import real
 from tffed.privacy import loss_distribution
 from tffed.privacy.dp_accounting import load
 from tffed.privacy.releases import ADD_OR_REMOVE, FIXED_SIZE, POISSON, TREE, check
@@ -163,7 +163,7 @@ def _check_account(releases, delta, accountant):
             "Releases compose under one relation between neighbours. Received: releases under "
             f"{relations}. State all of them under the same one."
         )
-    if not isinstance(delta, numbers.Real) or not 0 < delta < 1:
+    if not 0 < real(delta) < 1:
         raise ValueError(
             "`delta` must be a probability above 0; less than 1 / population means something. "
             f"Received: delta={delta!r}"

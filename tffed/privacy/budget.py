@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from tffed.arguments import positive
+from tffed.arguments import open_fraction, positive
 from tffed.assembly import build
 from tffed.mechanism import AVERAGED_WEIGHTS
 from tffed.privacy import accounting, curves
@@ -40,9 +40,8 @@ class Budget:
     relation: str | None = None
 
     def __post_init__(self):
-        positive("epsilon", self.epsilon)
-        if not (isinstance(self.delta, float) and 0 < self.delta < 1):
-            raise ValueError(f"`delta` must be in (0, 1), e.g. 1e-5. Received: delta={self.delta}")
+        object.__setattr__(self, "epsilon", positive("epsilon", self.epsilon))
+        object.__setattr__(self, "delta", open_fraction("delta", self.delta))
 
 
 class Spending(NamedTuple):

@@ -1,5 +1,6 @@
 """Epsilon and noise before there is a run: for planning, and to check what others state."""
 
+from tffed.arguments import plain
 from tffed.privacy import accounting, curves
 from tffed.privacy.releases import (
     ADD_OR_REMOVE,
@@ -55,6 +56,7 @@ def epsilon(
             sampling; see `tffed/privacy/releases.py`.
     """
     plan = _plan(rounds, sampling_rate, cohort, population, relation)
+    noise_multiplier, delta = plain(noise_multiplier), plain(delta)
     return accounting.epsilon(plan(noise_multiplier), delta, accountant=accountant)
 
 
@@ -85,6 +87,7 @@ def _plan(rounds, rate, cohort, population, relation):
             "Expected `sampling_rate`, or `cohort` and `population`, or none of them. Received: "
             f"sampling_rate={rate}, cohort={cohort}, population={population}"
         )
+    rounds, rate, cohort, population = map(plain, (rounds, rate, cohort, population))
     sampling = Sampling(FULL)
     if rate is not None:
         sampling = Sampling(POISSON, rate=rate)

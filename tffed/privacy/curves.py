@@ -1,10 +1,10 @@
 """Accounting turned round: the noise for a budget, the rounds that fit, epsilon round by round."""
 
 import math
-import numbers
 
 import numpy as np
 
+from tffed.arguments import real
 from tffed.privacy import accounting
 from tffed.privacy.accounting import epsilon
 
@@ -121,7 +121,7 @@ def epsilon_by_round(releases_after, total, delta, accountant=None, points=30):
 
 
 def _check_budget(budget):
-    if not isinstance(budget, numbers.Real) or not 0 < budget < math.inf:
+    if not 0 < real(budget) < math.inf:
         raise ValueError(
             f"`budget_epsilon` must be a finite number above 0. Received: budget_epsilon={budget!r}"
         )

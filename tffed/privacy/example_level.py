@@ -5,6 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tffed import tree
+from tffed.arguments import integer, not_negative, positive
 from tffed.mechanism import CLIENT_STEPS, Mechanism
 from tffed.model import FunctionalModel
 from tffed.privacy import per_example
@@ -91,15 +92,14 @@ def dp_sgd(
     Raises:
         ValueError: An argument is out of its range.
     """
-    _check_number("clip", clip, clip is not None and 0 < clip < float("inf"), "a positive number")
+    clip = positive("clip", clip)
     if noise_multiplier is not None:
-        fine = 0 <= noise_multiplier < float("inf")
-        _check_number("noise_multiplier", noise_multiplier, fine, "zero, a positive number or None")
-    whole = isinstance(microbatches, int) and not isinstance(microbatches, bool)
-    if microbatches is not None and not (whole and microbatches > 0):
+        noise_multiplier = not_negative("noise_multiplier", noise_multiplier)
+    given, microbatches = microbatches, integer(microbatches)
+    if given is not None and (microbatches or 0) < 1:
         raise ValueError(
             "`microbatches` must be a positive integer: how many a batch is split into; or None, "
-            f"for one an example. Received: microbatches={microbatches!r}"
+            f"for one an example. Received: microbatches={given!r}"
         )
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {METHODS}. Received: method={method!r}")
@@ -109,11 +109,6 @@ def dp_sgd(
             f"sampling={sampling!r}, microbatches={microbatches}"
         )
     return ExampleLevel(clip, noise_multiplier, microbatches, method, sampling)
-
-
-def _check_number(name, value, fine, expected):
-    if not fine:
-        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
 
 
 def private_gradients(model, keras_model, example_level, keras_optimizer=None) -> FunctionalModel:

@@ -17,8 +17,9 @@ of two units' vectors, whatever the relation.
 """
 
 import math
-import numbers
 from typing import NamedTuple
+
+from tffed.arguments import integer_from, real
 
 ADD_OR_REMOVE, ZERO_OUT, REPLACE_ONE = RELATIONS = ("add_or_remove", "zero_out", "replace_one")
 POISSON, FIXED_SIZE, FULL = SCHEMES = ("poisson", "fixed_size_without_replacement", "full")
@@ -133,13 +134,13 @@ def check(release):
     if release.kind not in KINDS:
         raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={release.kind!r}")
     _check_relation(release.relation, release.sampling.scheme, release.kind)
-    if not _is_number(release.noise_multiplier) or not 0 <= release.noise_multiplier < math.inf:
+    if not 0 <= real(release.noise_multiplier) < math.inf:
         raise ValueError(
             "`noise_multiplier` must be a finite number of at least 0. Received: "
             f"noise_multiplier={release.noise_multiplier!r}"
         )
-    _check_count("rounds", release.rounds, 0)
-    _check_count("per_round", release.per_round, 1)
+    integer_from(0, "rounds", release.rounds)
+    integer_from(1, "per_round", release.per_round)
     if release.kind == TREE:
         _check_tree(release)
 
@@ -155,11 +156,11 @@ def _check_sampling(sampling):
             f"Sampling of scheme {scheme!r} takes {expected or 'nothing else'}. "
             f"Received: {sampling!r}"
         )
-    if scheme == POISSON and (not _is_number(rate) or not 0 <= rate <= 1):
+    if scheme == POISSON and not 0 <= real(rate) <= 1:
         raise ValueError(f"`rate` must be a probability. Received: rate={rate!r}")
     if scheme == FIXED_SIZE:
-        _check_count("size", size, 0)
-        _check_count("population", population, max(size, 1))
+        integer_from(0, "size", size)
+        integer_from(max(size, 1), "population", population)
 
 
 def _check_relation(relation, scheme, kind):
@@ -179,20 +180,9 @@ def _check_relation(relation, scheme, kind):
 
 def _check_tree(release):
     if release.period is not None:
-        _check_count("period", release.period, 1)
+        integer_from(1, "period", release.period)
     if release.per_round != 1:
         raise ValueError(
             "A unit may enter a tree once. Received: kind='tree', "
             f"per_round={release.per_round}. Restart the tree each time that a unit may come back."
         )
-
-
-def _check_count(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-        )
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.stage import Stage
-from tffed.arguments import not_negative, positive, positive_integer
+from tffed.arguments import not_negative, open_fraction, positive, positive_integer
 from tffed.mechanism import AVERAGED_WEIGHTS, CLIENT_UPDATE, SERVER_SUM, Mechanism
 from tffed.privacy import queries, tf_privacy, tree_noise
 
@@ -86,8 +86,7 @@ def adaptive_gaussian(
     clip, noise_multiplier = _checked(clip, noise_multiplier)
     expected = positive("expected_clients", expected_clients)
     learning_rate = positive("learning_rate", learning_rate)
-    if not 0 < quantile < 1:
-        raise ValueError(f"`quantile` must be in (0, 1). Received: quantile={quantile}")
+    quantile = open_fraction("quantile", quantile)
     if count_stddev is None:
         count_stddev = expected / 20
     count_stddev = not_negative("count_stddev", count_stddev)
@@ -161,7 +160,7 @@ def tree_gaussian(clip, noise_multiplier=None, *, period) -> Stage:
         ImportError: tensorflow-privacy is not installed.
     """
     clip, noise_multiplier = _checked(clip, noise_multiplier)
-    positive_integer("period", period)
+    period = positive_integer("period", period)
     encode, decode = _clipping(queries.gaussian_by_layer(clip, False))
 
     def finish(state, total, stats, clients, seed):

@@ -1,0 +1,90 @@
+"""A proof, on the model at hand, that its pure functions do what Keras's own step does."""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+from tffed import random, tree
+from tffed.model_call import call, drawing_from, example, layers, seed_values
+
+_ROWS = 3
+# Of the norm of what is compared, by the precision that a model computes in.
+_CLOSE = {"float16": 0.1, "bfloat16": 0.2}
+_CLOSE_OTHERWISE = 1e-3
+
+
+def check_step(functions, model, state, batch):
+    """Compares gradient and changed variables of one step with those that Keras computes.
+
+    Keras's are taken through the model's variables, by its own tape; what the call changes is put
+    back. A model that Keras cannot run on random examples, or gives no finite gradient, is not
+    compared.
+
+    Args:
+        functions: The `KerasFunctions` of the model.
+        model: The Keras model.
+        state: Its `CallState`.
+        batch: Specs `(x, y[, sample_weight])` of a batch.
+
+    Raises:
+        ValueError: They differ.
+    """
+    batch = tree.map(lambda spec: example(spec, _ROWS), batch)
+    # Step by step, a loop of Keras's would take long.
+    loops = any(isinstance(layer, keras.layers.RNN) for layer in layers(model))
+    run = functools.partial(tf.function, autograph=False) if loops else lambda function: function
+    try:
+        theirs = _of_keras(model, state, batch, run)
+    except Exception:  # noqa: BLE001 - Keras itself cannot, or only with other data
+        return
+    if not bool(tree.all_finite([g for g in theirs if g is not None])):
+        return
+    weights = functions.begin(functions.init())
+    grads, after, _ = run(functions.grad)(weights, batch, random.seed(0))
+    ours = [*grads, *after.trainable, *after.non_trainable]
+    variables = [*functions.variables, *functions.variables, *state.statistics, *state.counters]
+    dtypes = {getattr(layer, "compute_dtype", None) for layer in layers(model)}
+    close = max((_CLOSE.get(dtype, _CLOSE_OTHERWISE) for dtype in dtypes), default=_CLOSE_OTHERWISE)
+    wrong = sorted(
+        {v.path for v, a, b in zip(variables, ours, theirs, strict=True) if not _same(a, b, close)}
+    )
+    if wrong:
+        raise ValueError(
+            "Expected a model whose gradients can be taken with tensors for its variables. "
+            f"Received: {model.name!r}, whose step differs from Keras's own in "
+            f"{', '.join(wrong)}. tf.custom_gradient, tf.recompute_grad and keras.RematScope "
+            "give no gradient to weights that are used inside of them: hand these over as "
+            "arguments, or leave the function out."
+        )
+
+
+def _of_keras(model, state, batch, run):
+    """Gradients, then the variables after the call, as Keras itself computes them."""
+    x, y, sample_weight = batch if len(batch) == 3 else (*batch, None)
+    trained = model.trainable_variables
+    changing = [*trained, *state.statistics, *state.counters]
+    before = [(v, tf.identity(v.value)) for v in (*changing, *state.seeds)]
+    metrics = [(v, tf.identity(v.value)) for v in model.metrics_variables]
+
+    def gradient(x, y, sample_weight):
+        with drawing_from(state.generator), tf.GradientTape() as tape:
+            y_pred = call(model, x, training=True)
+            loss = model._compute_loss(x, y, y_pred, sample_weight, training=True)
+        return tape.gradient(loss, [v.value for v in trained])
+
+    try:
+        for variable, value in seed_values(state.seeds, random.seed(0)):
+            variable.assign(value)
+        grads = run(gradient)(x, y, sample_weight)
+        return [*grads, *(tf.identity(v.value) for v in changing)]
+    finally:
+        for variable, value in before + metrics:
+            variable.assign(value)
+
+
+def _same(a, b, close):
+    if a is None or b is None:  # zeros and no gradient differ: Keras decays the former
+        return a is b
+    a, b = (tf.cast(tf.convert_to_tensor(t), tf.float64) for t in (a, b))
+    return bool(tf.norm(a - b) <= close * tf.norm(b) + 1e-7 * b.shape.num_elements() ** 0.5)
