@@ -68,7 +68,6 @@ QUICK = {
     "compute_loss_without_training": (),
     "compute_loss_across_the_batch": (),
     "custom_gradient_that_reads_a_weight": (),
-    "layer_computed_again_for_the_gradient": (),
     "mixed_float16_that_overflows": (),
 }
 
