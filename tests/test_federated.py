@@ -164,7 +164,7 @@ def wrong_fits():
     yield "features", {"clients": {0: (x[:, :3], y)}}, r"expects examples of shape \(4,\)"
     yield "two inputs", {"clients": {0: ((x, x), y)}}, "has 1 inputs"
     yield "shapes differ", {"clients": {0: (x, y), 1: (x[:, :3], y)}}, "shape"
-    yield "dtypes differ", {"clients": {0: (x, y), 1: (x.astype(int), y)}}, "int64"
+    yield "ranks differ", {"clients": {0: (x, y), 1: (x, y[:, None])}}, "y of client 1.*shape"
     yield "NaN", {"clients": {0: (x * np.nan, y)}}, "(?i)nan|finite"
     yield "too many", {"clients_per_round": 7}, "from 1 to the 6 clients.*Received"
     yield "none a round", {"clients_per_round": 0}, "from 1 to the 6"

@@ -197,3 +197,49 @@ def test_refuses(make, message):
     with pytest.raises(ValueError, match=message) as error:
         optimizers.from_keras(make(), variables())
     assert "Received: " in str(error.value)
+
+
+class Restless(K.SGD):
+    """Reads through `.value` what it has changed meanwhile."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.means = self.add_optimizer_variables(variables, "mean")
+
+    def update_step(self, gradient, variable, learning_rate):
+        mean = self.means[self._get_variable_index(variable)]
+        before = mean.value
+        self.assign(mean, gradient)
+        self.assign_sub(variable, learning_rate * (gradient - before))
+
+
+@pytest.mark.parametrize("make", [lambda: Restless(0.1), lambda: K.ScheduleFreeAdamW(0.1)])
+def test_optimizers_that_step_otherwise_on_tensors_are_refused(make):
+    held = [keras.Variable(np.ones((3, 2), "float32")), keras.Variable(np.ones(2, "float32"))]
+    with pytest.raises(ValueError, match="same steps on tensors as on variables. Received: "):
+        optimizers.from_keras(make(), held)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Lion", "Nadam"])
+@pytest.mark.parametrize(
+    "clip", [{}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}, {"clipvalue": 0.1}]
+)
+def test_embeddings_rows_and_constraints_step_as_in_keras(name, clip):
+    rng = np.random.default_rng(0)
+    start = rng.uniform(0.1, 1.0, (4, 3)).astype("float32")
+    theirs, untouched = keras.Variable(start), keras.Variable(start)
+    theirs.constraint = keras.constraints.NonNeg()
+    untouched.constraint = keras.constraints.UnitNorm()
+    arguments = clip | ({"momentum": 0.9} if name == "SGD" else {})
+    optimizer = getattr(K, name)(0.3, weight_decay=0.1, **arguments)
+    pure = optimizers.from_keras(optimizer, [theirs, untouched])
+    params = (tf.constant(start), tf.constant(start))
+    state = pure.init(params)
+    for _ in range(3):
+        values = tf.constant(rng.normal(size=(5, 3)).astype("float32"))
+        slices = tf.IndexedSlices(values, tf.constant([0, 2, 2, 3, 0]), tf.constant([4, 3]))
+        optimizer.apply_gradients([(slices, theirs), (None, untouched)])
+        state, params = pure.step(state, params, (slices, None))
+    np.testing.assert_allclose(params[0], theirs.numpy(), atol=2e-6)
+    assert theirs.numpy().min() == 0
+    np.testing.assert_array_equal(params[1], start)

@@ -2,86 +2,132 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tffed.arguments import integer_from
 from tffed.data import ClientData, from_dict
-from tffed.data.checks import as_examples
+from tffed.data.checks import checked, in_order, read_examples
+from tffed.data.lazy import LazyClientData
+from tffed.data.nest import map_leaves
+from tffed.data.spec import LeafSpec, named_leaves, num_examples, spec_of, tensor_specs
+from tffed.model_inputs import by_input, check_inputs, input_check
+from tffed.sequence_padding import padding_is_seen
+from tffed.targets import by_output, losses_by_output, target_check
+
+_COMPUTE_LOSS = keras.Model.compute_loss
+_DIFFERS = -1  # a length that differs between clients, but not in the model's inputs
 
 
-def check_inputs(model, spec):
-    """Checks that clients' features have the shapes that the model's inputs expect.
+class DataCheck:
+    """Checks data of one compiled model: what TensorFlow would change or get wrong silently.
 
     Args:
-        model: A `keras.Model`; a subclassed one without `inputs` is checked when it is traced.
-        spec: `(x, y[, sample_weight])` of `tf.TensorSpec`, as `ClientData.spec` gives.
-
-    Raises:
-        ValueError: A shape differs, or the number of inputs.
+        model: A compiled `keras.Model`.
+        functional: Its `FunctionalModel`, to see whether it ignores padding; None: it is not asked.
     """
-    inputs = getattr(model, "inputs", None)
-    if not inputs:
-        return
-    leaves = tf.nest.flatten(spec[0])
-    if len(leaves) != len(inputs):
-        raise ValueError(
-            f"The model {model.name!r} has {len(inputs)} inputs. Received: clients whose x has "
-            f"{len(leaves)} arrays. Give x as a tuple, list or dictionary with one array an input."
-        )
-    if isinstance(spec[0], dict):
-        by_name = {i.name: i for i in inputs}
-        inputs = [by_name.get(name, i) for name, i in zip(sorted(spec[0]), inputs, strict=True)]
-    for tensor, leaf in zip(inputs, leaves, strict=True):
-        if not leaf.shape[1:].is_compatible_with(tensor.shape[1:]):
+
+    def __init__(self, model, functional=None):
+        self.model = model
+        self._functional = functional
+        self._columns = {}  # of the tables that were read first
+        self._inputs = input_check(model)
+        self._targets = target_check(model)
+
+    def __call__(self, arrays, where=""):
+        """Checks the values of `(x, y[, sample_weight])`.
+
+        Raises:
+            ValueError: A value is outside of what the model, its loss or its tables take.
+        """
+        where = where and f" of {where}"
+        self._inputs(arrays[0], where)
+        self._targets(arrays[1], where)
+
+    def read(self, data, where):
+        """Returns checked arrays of `(x, y[, sample_weight])`, with columns as in training."""
+        return checked(in_order(read_examples(data, where), self._columns, where), where).parts
+
+    def population(self, clients) -> ClientData:
+        """Returns the population as it is to be trained on: checked, or checked while it is read.
+
+        Raises:
+            ValueError: It does not suit the model, or lengths differ and the model sees padding.
+        """
+        clients = as_clients(clients)
+        if clients.columns and self._columns:
+            clients = clients.in_order(self._columns)
+        self._columns = self._columns or clients.columns
+        if isinstance(clients, LazyClientData):
+            clients = self._lazy(clients)
+        check_inputs(self.model, clients.spec)
+        if clients.resident:
+            self._all(clients)
+        return clients
+
+    def _lazy(self, clients):
+        inputs = getattr(self.model, "inputs", None)
+        rank = len(inputs[0].shape) - 1 if inputs else None
+        clients = clients.view(check=self, rank=rank)
+        check_inputs(self.model, clients.spec)
+        clients = clients.view(spec=self._settled(clients.leaf_specs()))
+        opened = self._opened(clients.leaf_specs())
+        lengths = [size for _, leaf in named_leaves(opened) for size in leaf.shape]
+        if _DIFFERS in lengths or None not in lengths or self._functional is None:
+            if clients.lengths_differ:
+                clients.examples(clients.ids)  # raises an error that names the client
+            return clients
+        padded = clients.view(spec=opened)
+        seen = padding_is_seen(self._functional, padded, opened)
+        if seen is None:
+            return clients.padded(opened)
+        if clients.lengths_differ:
             raise ValueError(
-                f"The model's input {tensor.name!r} expects examples of shape "
-                f"{tuple(tensor.shape[1:])}. Received: clients whose x has examples of shape "
-                f"{tuple(leaf.shape[1:])}. Reshape the data, e.g. with clients.map(...)."
+                "Expected examples of one length, or a model that ignores the zeros they are "
+                f"padded with. Received: several lengths, and {seen}. Give the first layer "
+                "mask_zero=True (Embedding), or put keras.layers.Masking before, and use layers "
+                "that heed masks; or pad to one length yourself."
             )
+        return clients
 
+    def _settled(self, spec):
+        """The spec with targets as floats where the loss computes with floats."""
+        targets = by_output(self.model, spec[1]) or []
+        if type(self.model).compute_loss is not _COMPUTE_LOSS:
+            return spec
+        floats = {
+            id(leaf)
+            for leaf, (_, kind, _) in zip(targets, losses_by_output(self.model), strict=False)
+            if isinstance(leaf, LeafSpec) and kind != "sparse_categorical_crossentropy"
+        }
 
-def label_check(model):
-    """A function of `(x, y[, sample_weight])` that checks integer labels against the outputs.
+        def settle(leaf):
+            return LeafSpec(leaf.shape, np.dtype(np.float32)) if id(leaf) in floats else leaf
 
-    Applies to outputs trained with sparse categorical cross-entropy: labels must be integers from 0
-    to the number of units - 1. TensorFlow itself gives NaN or wrong losses for others.
-    """
-    sizes = [
-        output.shape[-1] if _is_sparse(loss) else None
-        for output, loss in zip(_outputs(model), _losses(model), strict=False)
-    ]
+        return map_leaves(settle, spec)
 
-    def check(arrays):
-        for labels, classes in zip(tf.nest.flatten(arrays[1]), sizes, strict=False):
-            labels = np.asarray(labels)
-            if classes is None or not labels.size:
-                continue
-            low, high = labels.min(), labels.max()
-            if low < 0 or high >= classes or np.any(labels != np.floor(labels)):
-                raise ValueError(
-                    f"The model has {classes} output units, so labels must be integers from 0 to "
-                    f"{classes - 1}. Received: labels from {low} to {high}. Renumber the labels, "
-                    "or give the last layer one unit for each class."
-                )
+    def _opened(self, spec):
+        """The spec with None for the lengths that the model leaves open, and only for those."""
+        shapes = {id(leaf): tensor.shape for tensor, _, leaf in by_input(self.model, spec[0])}
+        outputs = getattr(self.model, "outputs", None) or []
+        for targets in (by_output(self.model, part) for part in spec[1:]):
+            for leaf, tensor in zip(targets or [], outputs, strict=False):
+                shapes[id(leaf)] = tensor.shape
 
-    return check
+        def open_leaf(leaf):
+            sizes = tuple(_DIFFERS if size is None else size for size in leaf.shape)
+            pairs = zip(sizes, shapes.get(id(leaf), ())[1:], strict=False)
+            known = tuple(None if free is None else size for size, free in pairs)
+            return LeafSpec(known + sizes[len(known) :], leaf.dtype)
 
+        return map_leaves(open_leaf, spec)
 
-def _outputs(model):
-    return tf.nest.flatten(getattr(model, "outputs", None) or [])
-
-
-def _losses(model):
-    losses = tf.nest.flatten(model.loss)
-    return losses * len(_outputs(model)) if len(losses) == 1 else losses
-
-
-def _is_sparse(loss):
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    return isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or name in (
-        "sparse_categorical_crossentropy",
-        "SparseCategoricalCrossentropy",
-    )
+    def _all(self, clients):
+        try:
+            self(clients.examples([]).arrays)
+        except ValueError:
+            for client_id in clients.ids:  # whose are they?
+                if clients.sizes([client_id])[0]:
+                    self(clients[client_id], f"client {client_id!r}")
+            raise
 
 
 def check_rounds(rounds, initial_round, validation_freq, checkpoint_freq):
@@ -114,12 +160,19 @@ def as_clients(clients):
 
 
 def as_arrays(data, check):
-    """`(x, y[, sample_weight])` as arrays, checked."""
+    """`(x, y[, sample_weight])` as arrays, checked with a `DataCheck`."""
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise ValueError(
             "Expected validation data as (x, y) or (x, y, sample_weight), or a ClientData. "
             f"Received: {type(data).__name__}"
         )
-    arrays = as_examples(tuple(part for part in data if part is not None), "the validation data")
-    check(arrays)
+    where = "the validation data"
+    arrays = check.read(tuple(part for part in data if part is not None), where)
+    if not num_examples(arrays):
+        raise ValueError(
+            "Expected validation data with at least one example. Received: none. Leave "
+            "validation_data out, or give examples."
+        )
+    check_inputs(check.model, tensor_specs(spec_of(arrays)))
+    check(arrays, where)
     return arrays

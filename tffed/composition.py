@@ -166,7 +166,7 @@ class _Composition:
             moved, kept = (), done.non_trainable
         message = Message(update, moved, done.extra, done.examples, done.sums, chosen)
         new = ClientState(done.state, stages, kept)
-        changes = tree.all_finite((message, new))
+        changes = tree.all_finite((_told(message), new))
         if not self._aggregator.private:
             changes &= done.examples > 0
         return message, tree.select(changes, new, state)
@@ -188,7 +188,8 @@ class _Composition:
             tf.cast(message.examples == 0, tf.float32),
             present,
         )
-        ok = tree.all_finite((message, full)) & (update.weight >= 0) & (message.examples >= 0)
+        finite = tree.all_finite((_told(message), _told(full)))
+        ok = finite & (update.weight >= 0) & (message.examples >= 0)
         nothing = tree.zeros_like(full)
         left_out = nothing._replace(dropped=tf.constant(1.0))
         if self._aggregator.private:  # what is divided by must not tell who was left out
@@ -279,6 +280,11 @@ class _Composition:
         if factors is not None:
             update = tree.map(tree.scale, update, tuple(1 / factor for factor in factors))
         return update
+
+
+def _told(message):
+    """A message or report without the states of metrics: one may be undefined, and so NaN."""
+    return message._replace(sums=message.sums[:2])
 
 
 def _check_extra(name, aggregator, extra):

@@ -9,7 +9,7 @@ from tffed import assembly, random, tree
 from tffed.algorithm import Recipe
 from tffed.arguments import integer
 from tffed.callbacks import check_callbacks, without_undefined
-from tffed.checks import as_arrays, as_clients, check_inputs, check_rounds, label_check
+from tffed.checks import DataCheck, as_arrays, check_rounds
 from tffed.data import ClientData
 from tffed.describe import describe
 from tffed.engines.embedded import Embedded
@@ -174,7 +174,7 @@ class Federated:
             "payloads": payloads,
             **options,
         }
-        self._check = label_check(self.model)
+        self._check = DataCheck(self.model, parts.model)
         self._options = {"lanes": lanes, "check": self._check, **options}
         self._use(assembly.build(self._parts))
         self._evaluator = Evaluator(parts.model)
@@ -237,10 +237,9 @@ class Federated:
         rounds, initial_round, validation_freq, checkpoint_freq = check_rounds(
             rounds, initial_round, validation_freq, checkpoint_freq
         )
-        clients = as_clients(clients)
+        clients = self._check.population(clients)
         sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
         callbacks = check_callbacks(callbacks)
-        self._check_data(clients)
         validate = self._validator(validation_data, validation_clients)
         self._rates.begin()
         identity = checkpoint_dir and fingerprint(
@@ -313,6 +312,7 @@ class Federated:
             raise ValueError("Call compile(…) before evaluate(…): it sets the loss and metrics.")
         weights = self._functional.init()
         if isinstance(x, ClientData) and y is None and sample_weight is None:
+            x = self._check.population(x)
             return self._evaluate_clients(weights, x, list(x.ids) if ids is None else list(ids))
         if isinstance(x, ClientData) or y is None or ids is not None:
             given = {"y": y, "sample_weight": sample_weight, "ids": ids}
@@ -406,13 +406,9 @@ class Federated:
             return state
         return renewed(self._engine, state, clients, self.store)
 
-    def _check_data(self, clients):
-        check_inputs(self.model, clients.spec)
-        if clients.resident:
-            self._check(clients.examples([]).arrays)
-
     def _validator(self, data, whom):
         if isinstance(data, ClientData):
+            data = self._check.population(data)
             ids, told = validation_sample(data, whom, self.seed), set()
             return lambda state: self._validate_clients(state, data, ids, told)
         if whom is not None:

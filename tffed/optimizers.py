@@ -1,8 +1,7 @@
 """Keras optimizers as pure functions: (state, params, grads) -> (state, params).
 
 Keras's own stateless form raises on the TensorFlow backend. SGD, Adam, AdamW, Adagrad and RMSprop
-are written out here from their Keras configuration; any other Keras optimizer goes through an
-adapter that runs its code on tensors instead of variables.
+are written out here from their Keras configuration; any other runs its code on tensors instead.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import tensorflow as tf
 from keras import ops
 
 from tffed import tree
-from tffed.stateless_optimizer import copied_slots, stateless_copy
+from tffed.stateless_optimizer import check_steps, copied_slots, stateless_copy
 
 
 class OptimizerState(NamedTuple):
@@ -67,8 +66,9 @@ def from_keras(optimizer, variables) -> Optimizer:
         An `Optimizer`.
 
     Raises:
-        ValueError: `optimizer` is no Keras optimizer, its learning rate is not positive, or it uses
-            `use_ema`, gradient accumulation or loss scaling, whose state is outside the step.
+        ValueError: `optimizer` is no Keras optimizer, its learning rate is not positive, it uses
+            `use_ema`, gradient accumulation or loss scaling, whose state is outside the step, or it
+            takes other steps on tensors than on variables.
     """
     optimizer = get(optimizer)
     update = _NATIVE.get(type(optimizer))
@@ -200,7 +200,8 @@ def _clipped(optimizer, grads):
     if optimizer.clipnorm:
         return tuple(tf.clip_by_norm(g, optimizer.clipnorm) for g in grads)
     if optimizer.global_clipnorm:
-        return tuple(tf.clip_by_global_norm(list(grads), optimizer.global_clipnorm)[0])
+        clipped, _ = tf.clip_by_global_norm(list(grads), optimizer.global_clipnorm)
+        return tuple(map(tf.convert_to_tensor, clipped))  # Keras adds up slices here
     if optimizer.clipvalue:
         bound = optimizer.clipvalue
         return tuple(tf.clip_by_value(g, -bound, bound) for g in grads)
@@ -298,4 +299,5 @@ def _adapted(optimizer, variables) -> Optimizer:
         )
         return OptimizerState(values[0], state.learning_rate, tuple(values[head:])), tuple(params)
 
+    check_steps(optimizer, variables, init, step)
     return Optimizer(init, step, initial, any_shape=False)

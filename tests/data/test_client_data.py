@@ -190,14 +190,13 @@ def test_a_dataset_that_may_be_either_needs_a_spec():
     assert_same(data.from_function([0], lambda i: dataset, spec)[0], (pairs, pairs))
 
 
-def test_datasets_without_end_or_examples_are_refused():
+def test_datasets_without_end_are_refused():
     import tensorflow as tf
 
     dataset = tf.data.Dataset.from_tensor_slices(arrays(3))
     with pytest.raises(ValueError, match="infinite.*repeat"):
         data.from_function([0], lambda i: dataset.repeat())[0]
-    with pytest.raises(ValueError, match="at least one example.*empty"):
-        data.from_function([0], lambda i: dataset.take(0))[0]
+    assert data.from_function([0], lambda i: dataset.repeat(2)).sizes().tolist() == [6]
 
 
 def test_a_given_spec_binds_every_client_and_needs_no_reading():
@@ -217,13 +216,14 @@ def test_a_given_spec_binds_every_client_and_needs_no_reading():
 
 
 BAD = {
-    "no examples": ((np.zeros((0, 3)), np.zeros(0)), "client 'bad'.*at least one example"),
+    "no examples": ((np.zeros((0, 3)), np.zeros(0)), "one client with examples.*1 clients, all"),
     "unequal": ((np.zeros((3, 3)), np.zeros(2)), "number of examples.*x: 3, y: 2"),
     "nan": ((np.full((2, 3), np.nan), np.zeros(2, int)), "finite values in x.*NaN.*2 of 2.*row 0"),
     "inf": ((np.array([[0.0], [np.inf]]), np.zeros(2, int)), "finite.*row 1"),
     "too large": ((np.full((2, 3), 1e300), np.zeros(2, int)), "finite values in x.*float32"),
     "object": ((np.array([[1], "a"], dtype=object), np.zeros(2)), "numbers in x.*dtype=object"),
-    "text": ((np.array(["a", "b"]), np.zeros(2)), "numbers in x"),
+    "text targets": ((np.zeros(2), np.array(["a", "b"])), "numbers in y"),
+    "no text": ((np.array(["a", None]), np.zeros(2)), "a string in every cell of x.*None at row 1"),
     "numbers in lists": (([1.0, 2.0], np.zeros(2)), r"x\[0\].*leading dimension.*np.asarray"),
     "not a tuple": (np.zeros((2, 3)), "tuple \\(x, y\\).*Received: ndarray"),
     "one part": ((np.zeros((2, 3)),), "of length 1"),
@@ -239,7 +239,7 @@ def test_bad_data_is_refused_when_it_is_read(case):
     with pytest.raises(ValueError, match=message):
         data.from_dict({"bad": value})
     lazy = data.from_function(["bad"], lambda i: value)
-    for read in (lambda: lazy["bad"], lambda: lazy.examples(["bad"]), lambda: lazy.sizes()):
+    for read in (lambda: lazy["bad"], lambda: lazy.examples(["bad"])):
         with pytest.raises(ValueError, match=message):
             read()
 
@@ -247,8 +247,8 @@ def test_bad_data_is_refused_when_it_is_read(case):
 @pytest.mark.parametrize(
     "other, message",
     [
-        (arrays(2, 4), r"x of client 1 to have shape \(3,\).*Received: shape \(4,\)"),
-        ((arrays(2)[0], np.array([0.5, 1.5])), "y of client 1.*int64.*float32"),
+        ((arrays(2)[0], arrays(2)[1][:, None]), r"y of client 1 .*shape \(\),.*shape \(1,\)"),
+        ((np.array([["a"] * 3]), np.zeros(1, int)), "x of client 1 .*float32.*object"),
         ((*arrays(2), np.ones(2)), "client 1 to hold the arrays x, y.*sample_weight"),
         (({"a": arrays(2)[0]}, arrays(2)[1]), r"hold the arrays x, y.*x\['a'\]"),
     ],
@@ -259,6 +259,17 @@ def test_clients_must_be_alike(other, message):
         data.from_dict(federation)
     with pytest.raises(ValueError, match=message):
         data.from_function(federation, federation.__getitem__).examples([0, 1])
+
+
+def test_other_widths_are_refused_where_they_meet():
+    federation = {0: arrays(2), 1: arrays(2, 4)}
+    message = r"x of client 1 to have shape \(3,\).*Received: shape \(4,\)"
+    for clients in (
+        data.from_dict(federation), data.from_function(federation, federation.__getitem__)
+    ):
+        assert clients[0][0].shape == (2, 3) and clients.examples([0]).sizes.tolist() == [2]
+        with pytest.raises(ValueError, match=message):
+            clients.examples([0, 1])
 
 
 def test_bad_ids_are_refused():
@@ -279,6 +290,11 @@ def test_a_client_that_changes_between_readings_is_refused():
     assert len(clients[0][1]) == 2
     with pytest.raises(ValueError, match="Expected 2 examples of client 0.*Received: 3"):
         clients[0]
+    seeds = iter([1, 2])
+    clients = data.from_function([0], lambda i: arrays(2, seed=next(seeds)))
+    clients[0]
+    with pytest.raises(ValueError, match="client 0 to be the same.*other data than before"):
+        clients[0]
 
 
 def test_resident_populations_can_be_sent_to_another_process(federation):
@@ -291,3 +307,80 @@ def test_importing_the_package_loads_no_heavy_package():
     code = f"import sys, tffed.data; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def empty_beside(kind):
+    import tensorflow as tf
+
+    full, none = arrays(2), (np.zeros((0, 3)), np.zeros(0))
+    held = {"none": none, "full": full, "no shape": (np.array([]), np.array([], int))}
+    if kind == "dict":
+        return data.from_dict(held)
+    if kind == "mapped":
+        return data.from_function(held, held.__getitem__).map(lambda x, y: (x + x.max(), y))
+    if kind == "dataset":
+        made = tf.data.Dataset.from_tensor_slices(full).batch(2)
+        return data.from_dict({"none": made.take(0), "full": made, "no shape": made.take(0)})
+    return data.from_function(held, held.__getitem__)
+
+
+@pytest.mark.parametrize("kind", ["dict", "function", "mapped", "dataset"])
+def test_a_client_may_have_no_examples(kind):
+    clients = empty_beside(kind)
+    assert clients.sizes().tolist() == [0, 2, 0]
+    for client_id in ("none", "no shape"):
+        x, y = clients[client_id]
+        assert (x.shape, x.dtype, y.shape, y.dtype) == ((0, 3), np.float32, (0,), np.int64)
+    examples = clients.examples(["none", "full", "no shape"])
+    assert examples.sizes.tolist() == [0, 2, 0] and examples.rows.tolist() == [0, 1]
+    assert clients.examples(["none"]).arrays[0].shape[1:] == (3,)
+
+
+@pytest.mark.parametrize(
+    "first, second, common",
+    [
+        ("int32", "int64", "int64"), ("bool", "uint8", "uint8"), ("uint8", "int16", "int16"),
+        ("int64", "float32", "float32"), ("float16", "float64", "float32"),
+        ("uint64", "int8", "int64"), ("bool", "float32", "float32"),
+    ],
+)
+def test_clients_get_the_smallest_dtype_that_loses_nothing(first, second, common):
+    held = {k: (np.array([0, 1], d), np.array([1, 0], d)) for k, d in enumerate((first, second))}
+    for clients in (
+        data.from_dict(held), data.from_function(held, held.__getitem__),
+        data.from_function(held, held.__getitem__).subset([1, 0]),
+    ):
+        found = clients.examples([0, 1]).arrays
+        assert [part.dtype for part in found] == [np.dtype(common)] * 2
+        assert found[0].tolist() == [0, 1, 0, 1]
+
+
+def test_numbers_that_no_common_dtype_holds_are_refused():
+    held = {"whole": (np.array([2**24 + 1]), np.zeros(1)), "real": (np.array([0.5]), np.zeros(1))}
+    with pytest.raises(ValueError, match="x of client 'whole' as float32.*16777217 at row 0"):
+        data.from_dict(held)
+    signed = {0: (np.array([2**63], np.uint64), np.zeros(1)), 1: (np.array([-1]), np.zeros(1))}
+    with pytest.raises(ValueError, match="x of client 0 as int64.*9223372036854775808"):
+        data.from_function(signed, signed.__getitem__).examples([0, 1])
+
+
+def test_map_takes_strings_and_the_numbers_as_they_were_read():
+    words = {0: (np.array(["red fish", "blue"]), np.array(["no", "yes"]))}
+    for clients in (data.from_function(words, words.__getitem__),):
+        x, y = clients.map(lambda x, y: (np.char.str_len(x.astype(str)), y == "yes"))[0]
+        assert x.tolist() == [8, 4] and y.tolist() == [False, True]
+    instants = {0: (np.array([1.7e9 + 1, 1.7e9 + 2]), np.zeros(2))}
+    clients = data.from_function(instants, instants.__getitem__)
+    assert clients.map(lambda x, y: (x - 1.7e9, y))[0][0].tolist() == [1, 2]
+    with pytest.raises(ValueError, match="x of client 0 loses digits"):
+        clients[0]
+
+
+def test_batches_without_remainder_are_batches():
+    import tensorflow as tf
+
+    pairs = tf.data.Dataset.from_tensor_slices((np.ones((20, 3), "f4"), np.zeros(20, int)))
+    for dataset in (pairs.batch(4, drop_remainder=True), pairs.batch(5, True).prefetch(1)):
+        assert data.from_function(range(2), lambda i, d=dataset: d).sizes().tolist() == [20, 20]
+    unbatched = pairs.batch(4, drop_remainder=True).unbatch()
+    assert data.from_function([0], lambda i: unbatched)[0][0].shape == (20, 3)

@@ -117,7 +117,7 @@ def test_bad_leaf_folders_are_refused(leaf_files, tmp_path):
         ("{broken", "cannot be parsed"),
         ('{"users": ["a"]}', "'users' and 'num_samples'"),
         ('{"users": ["a"], "num_samples": [1, 2], "user_data": {}}', "of one length"),
-        ('{"users": ["a"], "num_samples": [0], "user_data": {}}', "have examples.*'a'"),
+        ('{"users": ["a"], "num_samples": [-1], "user_data": {}}', "at least 0.*-1 for user 'a'"),
     ],
 )
 def test_bad_leaf_files_are_refused_at_opening(content, message, tmp_path):
@@ -136,6 +136,34 @@ def test_bad_leaf_files_are_refused_at_opening(content, message, tmp_path):
 )
 def test_bad_leaf_users_are_refused_when_read(user, message, tmp_path):
     content = {"users": ["a"], "num_samples": [2], "user_data": {"a": user}}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        data.from_leaf(tmp_path)["a"]
+
+
+def test_a_user_may_have_no_examples_and_a_file_a_byte_order_mark(tmp_path):
+    content = {
+        "users": ["none", "one"], "num_samples": [0, 1],
+        "user_data": {"none": {"x": [], "y": []}, "one": {"x": [[0.5, 2]], "y": [3]}},
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    clients = data.from_leaf(tmp_path)
+    assert clients.sizes().tolist() == [0, 1]
+    x, y = clients["none"]
+    assert (x.shape, x.dtype, y.shape, y.dtype) == ((0, 2), np.float32, (0,), np.int64)
+    assert clients.examples(["none", "one"]).sizes.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        ([[9007199254740993, 0.5]], "user 'a' of .*a.json.*9007199254740993"),
+        ([[16777217, 0.5], [1, 2]], "column 0 of x of client 'a' .*a.json.*loses digits"),
+    ],
+)
+def test_leaf_numbers_that_would_become_others_are_refused(x, message, tmp_path):
+    content = {"users": ["a"], "num_samples": [len(x)],
+               "user_data": {"a": {"x": x, "y": [0] * len(x)}}}
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         data.from_leaf(tmp_path)["a"]

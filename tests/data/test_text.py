@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tffed import data
-from tffed.data.client_data import LazyClientData
+from tffed.data.lazy import LazyClientData
 from tffed.data.segments import segments_of
 
 text_module = __import__("sys").modules["tffed.data.text"]
@@ -180,3 +180,27 @@ def test_missing_files_are_named(tmp_path):
         data.text(tmp_path / "nothing.txt")
     with pytest.raises(FileNotFoundError, match="Expected text files"):
         data.text([])
+
+
+def test_only_lines_that_look_like_roles_start_a_speech():
+    lines = "ANNA.\nhello\nO.\nNote this:\nwell\nFirst Lady of Rome:\nyes\nLORD & LADY."
+    assert segments_of([("play", lines)], "speaker") == {
+        "ANNA": "hello\nO.\nNote this:\nwell", "First Lady of Rome": "yes",
+        "LORD & LADY": "",
+    }
+    books = "The First Book of Moses\none\nThe first book that he wrote\nmore\nBOOK II\ntwo"
+    assert segments_of([("bible", books)], "book") == {
+        "The First Book of Moses": "one\nThe first book that he wrote\nmore", "BOOK II": "two",
+    }
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_the_text(encoding, tmp_path):
+    path = tmp_path / "play.txt"
+    path.write_text("ANNA.\n" + "hello " * 9 + "\nBEN.\n" + "good day " * 9, encoding=encoding)
+    given = {} if encoding == "utf-8-sig" else {"encoding": encoding}
+    source = data.text(path, clients="speaker", sequence_length=10, **given)
+    assert source.clients.ids == ("ANNA", "BEN")
+    with pytest.raises(ValueError, match="play.txt.*encoding 'ascii'.*encoding="):
+        path.write_text("größe", encoding="utf-8")
+        data.text(path, encoding="ascii")

@@ -12,7 +12,6 @@ from tffed.analysis.rounds import Clients, draw_cohorts, simulate
 from tffed.analysis.traffic import traffic
 from tffed.analysis.work import LocalWork, StepLine
 from tffed.arguments import not_negative, positive_integer
-from tffed.checks import as_clients, check_inputs
 from tffed.fitting import choose_sampler
 
 
@@ -72,8 +71,7 @@ def costs(
         ValueError: `compile` was not called, or an argument is wrong.
     """
     _check(federated, network, device, samples)
-    clients = as_clients(clients)
-    check_inputs(federated.model, clients.spec)
+    clients = federated._check.population(clients)
     sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
     sizes = _sizes(clients, examples, seed)
     cohorts = draw_cohorts(sampler, clients, federated.seed, samples)

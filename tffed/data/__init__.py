@@ -2,13 +2,13 @@
 
 from tffed.data.client_data import ClientData as ClientData
 from tffed.data.client_data import Examples as Examples
-from tffed.data.client_data import from_dict as from_dict
-from tffed.data.client_data import from_function as from_function
 from tffed.data.folder import from_folder as from_folder
 from tffed.data.ids import UnknownClientError as UnknownClientError
 from tffed.data.label_skew import Dirichlet as Dirichlet
 from tffed.data.label_skew import Shards as Shards
 from tffed.data.leaf import from_leaf as from_leaf
+from tffed.data.memory import from_dict as from_dict
+from tffed.data.memory import from_function as from_function
 from tffed.data.partition import partition as partition
 from tffed.data.plot import plot_labels as plot_labels
 from tffed.data.sampling import Cyclic as Cyclic

@@ -1,17 +1,19 @@
 """Clients in a folder of files, one file per client."""
 
-import csv
 import dataclasses
 import functools
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tffed.data import checks
-from tffed.data.client_data import ClientData, LazyClientData
+from tffed.data.checks import Reading
+from tffed.data.client_data import ClientData
+from tffed.data.datasets import dataset_arrays
+from tffed.data.lazy import LazyClientData
+from tffed.data.tables import CsvFormat
 
 
 def from_folder(
@@ -19,15 +21,21 @@ def from_folder(
     pattern: str = "*.npz",
     parse: Callable | None = None,
     label: str | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    delimiter: str = ",",
 ) -> ClientData:
     """Makes a population of a folder with one file per client, read when asked for.
 
     - `.npz`: arrays named `x`, `y` and perhaps `sample_weight`; several inputs or targets as
       `x_<name>`, `y_<name>`, which become dictionaries `{name: array}`.
-    - `.csv`: a header line, a column of targets named by `label`, and numeric features, which
-      become a float32 array `[N, columns]` in the order of the file. Targets written as whole
-      numbers are int64, others float32.
+    - `.csv`: a line of column names, a column of targets named by `label`, and columns of numbers,
+      which become an array `[N, columns]`. Columns are found by name, in the order of the first
+      file or of `columns`. Targets that are all written as whole numbers are int64.
     - `.tfrecord`: serialised examples, each turned into `(x, y)` by `parse`.
+
+    A file may hold no examples, a CSV file its column names alone.
 
     Args:
         path: The folder.
@@ -35,14 +43,19 @@ def from_folder(
         parse: For TFRecord: TensorFlow function of one serialised example (a scalar string tensor)
             that returns `(x, y)` or `(x, y, sample_weight)`.
         label: For CSV: name of the column of targets.
+        columns: For CSV: names of the columns of features; others are left out. By default all
+            but `label`, and every file must have the same.
+        encoding: For CSV: encoding of the files.
+        delimiter: For CSV: what stands between two cells.
 
     Returns:
-        The population; a client's id is its file's name without the ending, in sorted order.
+        The population, files in sorted order; a client's id is the shortest part of its file's
+        path that tells files apart: mostly the file's name without the ending.
 
     Raises:
         FileNotFoundError: No such folder.
-        ValueError: No file matches, a file's kind is not known, `parse` or `label` is missing, or
-            two files would have one id. When a client is read: a file that is not as described.
+        ValueError: No file matches, a file's kind is not known, or `parse` or `label` is missing.
+            When a client is read: a file that is not as described.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -58,9 +71,43 @@ def from_folder(
             f"pattern={pattern!r}; the folder has files ending in {endings}. Give a pattern "
             "such as '*.csv'."
         )
-    readers = _readers({os.path.splitext(file)[1] for file in files}, parse, label)
-    ids = [Path(file).stem for file in files]
+    suffixes = {os.path.splitext(file)[1] for file in files}
+    _check_kinds(suffixes, parse, label)
+    readers = {".npz": read_npz, ".tfrecord": functools.partial(read_tfrecord, parse=parse)}
+    if ".csv" in suffixes:
+        columns = _checked_columns(columns, label)
+        first = next(file for file in files if file.endswith(".csv"))
+        table = CsvFormat(label, columns, encoding, delimiter).of(folder / first)
+        readers[".csv"] = table.read
+    ids = short_names(files)
     return LazyClientData(ids, _Reader(folder, dict(zip(ids, files, strict=True)), readers))
+
+
+def _checked_columns(columns, label):
+    if columns is None:
+        return None
+    names = () if isinstance(columns, str) else tuple(columns)
+    if not names or label in names or len(set(names)) < len(names):
+        raise ValueError(
+            "Expected columns to be a list of names of features, each once and without the label. "
+            f"Received: columns={columns!r}, label={label!r}. Give e.g. columns=['age', 'income']."
+        )
+    return names
+
+
+def short_names(files: list[str]) -> list[str]:
+    """Returns the shortest parts of relative paths that are all different, without endings.
+
+    The file's name, or else one or more folders above it, or both.
+    """
+    paths = [Path(os.path.splitext(file)[0]).parts for file in files]
+    deepest = max(map(len, paths))
+    for length in range(1, deepest + 1):
+        for end in range(deepest - length + 1):  # parts left off at the end
+            names = ["/".join(p[: len(p) - end][-length:]) for p in paths]
+            if len(set(names)) == len(names) and all(names):
+                return names
+    return files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +118,20 @@ class _Reader:
     files: dict
     readers: dict
 
+    def where(self, client_id):
+        return str(self.folder / self.files[client_id])
+
     def __call__(self, client_id):
         path = self.folder / self.files[client_id]
         return self.readers[path.suffix](path)
 
 
-def _readers(suffixes, parse, label) -> dict:
-    known = {
-        ".npz": read_npz,
-        ".csv": functools.partial(read_csv, label=label),
-        ".tfrecord": functools.partial(read_tfrecord, parse=parse),
-    }
-    if suffixes - known.keys():
+def _check_kinds(suffixes, parse, label):
+    known = {".npz", ".csv", ".tfrecord"}
+    if suffixes - known:
         raise ValueError(
-            f"Expected files ending in {', '.join(known)}. Received: files ending in "
-            f"{', '.join(sorted(suffixes - known.keys()))!r}. Narrow the pattern, or read the "
+            "Expected files ending in .npz, .csv, .tfrecord. Received: files ending in "
+            f"{', '.join(sorted(suffixes - known))!r}. Narrow the pattern, or read the "
             "files yourself with from_function."
         )
     if ".csv" in suffixes and label is None:
@@ -98,7 +144,6 @@ def _readers(suffixes, parse, label) -> dict:
             "Expected a function that parses an example for TFRecord files. Received: parse=None. "
             "Give from_folder(..., parse=fn) where fn(serialized) returns (x, y)."
         )
-    return {suffix: known[suffix] for suffix in suffixes}
 
 
 def read_npz(path: Path):
@@ -137,49 +182,17 @@ def _one_or_dict(part, arrays, path):
     return arrays[""]
 
 
-def read_csv(path: Path, label: str):
-    """Reads `(x, y)` from a CSV file with a header line, as described in `from_folder`."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])
-    names = [name.strip() for name in header]
-    if names.count(label) != 1 or len(names) < 2:
-        raise ValueError(
-            f"Expected {str(path)!r} to have one column {label!r} and at least one other. "
-            f"Received: columns {names}. Give the name of the column of targets as `label`."
-        )
-    target = names.index(label)
-    try:
-        table = np.loadtxt(
-            path, dtype=np.str_, delimiter=",", skiprows=1, quotechar='"', ndmin=2, comments=None,
-            encoding="utf-8-sig",
-        ).reshape(-1, len(names))
-    except ValueError as error:
-        raise ValueError(
-            f"Expected every line of {str(path)!r} to have {len(names)} columns. Received: a table "
-            f"that cannot be read ({error}). Correct the file."
-        ) from error
-    columns = [_numbers(table[:, k], name, path) for k, name in enumerate(names)]
-    features = [column for k, column in enumerate(columns) if k != target]
-    try:
-        y = table[:, target].astype(np.int64)
-    except ValueError:
-        y = columns[target]
-    return np.stack(features, axis=1), y
-
-
-def _numbers(column, name, path):
-    try:
-        return column.astype(np.float32)
-    except ValueError as error:
-        raise ValueError(
-            f"Expected numbers in column {name!r} of {str(path)!r}. Received: an entry that is not "
-            f"one ({error}). Fill in missing values and encode categories as numbers."
-        ) from error
-
-
 def read_tfrecord(path: Path, parse: Callable):
     """Reads `(x, y[, sample_weight])` from a TFRecord file whose examples `parse` decodes."""
     import tensorflow as tf
 
     dataset = tf.data.TFRecordDataset(str(path)).map(parse)
-    return checks.dataset_arrays(dataset, f"{str(path)!r}", batched=False)
+    try:
+        parts, unequal = dataset_arrays(dataset, str(path), batched=False)
+        return Reading(parts, {}, unequal)
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"Expected {str(path)!r} to be a TFRecord file of examples that `parse` can decode. "
+            f"Received: {type(error).__name__}: {error.message.splitlines()[0]}. Write the file "
+            "again, or correct `parse`."
+        ) from error

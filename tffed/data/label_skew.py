@@ -97,8 +97,9 @@ def _even_sizes(total, clients):
 class Shards(Scheme):
     """Sorts the examples by label, cuts them into shards and deals each client `per_client`.
 
-    With two shards a client and shards no larger than a class, a client sees two to four
-    classes; two at most where class sizes are multiples of the shard size.
+    With two shards a client and shards no larger than a class, a client sees one to four classes:
+    one if both of its shards come from one class. It sees two at most where the class sizes are
+    multiples of the shard size.
 
     Args:
         per_client: Shards per client. The shards' sizes differ by one at most.

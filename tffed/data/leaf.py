@@ -8,6 +8,7 @@ LEAF stores a federated data set as a folder of JSON files, each with many users
 Caldas et al. 2018, LEAF: A Benchmark for Federated Settings.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -16,9 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tffed.data.client_data import ClientData, LazyClientData
+from tffed.data.client_data import ClientData
+from tffed.data.lazy import LazyClientData
+from tffed.data.schemes import is_count
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_ENCODING = "utf-8-sig"  # a byte-order mark is no part of the text
 _CHUNK = 1 << 20  # characters read at a time while looking for the list of users
 
 
@@ -86,11 +90,11 @@ def _users(file: Path) -> list[tuple[str, int]]:
             f"Expected {str(file)!r} to have lists 'users' and 'num_samples' of one length. "
             f"Received: keys {list(head)}. Write the file in LEAF's layout."
         )
-    empty = [user for user, size in zip(users, sizes, strict=True) if size < 1]
-    if empty:
+    odd = [(u, n) for u, n in zip(users, sizes, strict=True) if not is_count(n, 0)]
+    if odd:
         raise ValueError(
-            f"Expected every user in {str(file)!r} to have examples. Received: num_samples below 1 "
-            f"for {empty[:3]}. Leave out users without data."
+            f"Expected num_samples in {str(file)!r} to be integers of at least 0. Received: "
+            f"{odd[0][1]!r} for user {odd[0][0]!r}. Create the file again."
         )
     return list(zip(users, sizes, strict=True))
 
@@ -102,7 +106,7 @@ def _read_head(file: Path) -> dict:
     object, which parsing the whole file then explains.
     """
     text = ""
-    with open(file, encoding="utf-8") as stream:
+    with contextlib.suppress(UnicodeError), open(file, encoding=_ENCODING) as stream:
         while chunk := stream.read(max(_CHUNK, len(text))):
             text += chunk
             try:
@@ -136,11 +140,11 @@ def _skip(text, at, mark) -> int:
 
 def _parse(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding=_ENCODING))
     except ValueError as error:
         raise ValueError(
             f"Expected {str(file)!r} to be JSON in LEAF's layout. Received: a file that cannot be "
-            f"parsed ({error}). Copy or create the file again."
+            f"parsed ({error}). Copy or create the file again, in UTF-8."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -151,13 +155,25 @@ def _parse(file: Path) -> dict:
 
 
 def _to_arrays(x, y):
-    arrays = np.asarray(x), np.asarray(y)
-    if any(array.dtype.kind not in "biuf" for array in arrays):
+    return _to_array(x, "x"), _to_array(y, "y")
+
+
+def _to_array(values, name):
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf" and array.size:
         raise ValueError(
-            f"Expected numbers in LEAF data. Received: x of {arrays[0].dtype}, y of "
-            f"{arrays[1].dtype}. Give from_leaf(..., parse=fn) where fn(x, y) returns arrays."
+            f"Expected numbers in LEAF data. Received: {name} of {array.dtype}. Give "
+            "from_leaf(..., parse=fn) where fn(x, y) returns arrays."
         )
-    return arrays
+    if array.dtype.kind == "f" and array.size and np.abs(array).max() >= 2**53:
+        for value in np.asarray(values, object).reshape(-1):
+            if isinstance(value, int) and int(float(value)) != value:
+                raise ValueError(
+                    f"Expected numbers that float64 can hold in {name}, beside fractions. "
+                    f"Received: {value}. Give from_leaf(..., parse=fn) where fn(x, y) returns "
+                    "whole numbers in an array of their own."
+                )
+    return array
 
 
 class _Reader:
@@ -168,6 +184,9 @@ class _Reader:
         self._parse = parse
         self._keep_files = keep_files
         self._parsed = {}
+
+    def where(self, user):
+        return str(self._file_of[user])
 
     def __reduce__(self):  # sent to another process without what was parsed
         return _Reader, (self._file_of, self._parse, self._keep_files)
@@ -180,7 +199,12 @@ class _Reader:
                 f"Expected user {user!r} of {str(file)!r} to have 'x' and 'y' in 'user_data'. "
                 f"Received: {type(data).__name__}. Create the file again."
             )
-        return self._parse(data["x"], data["y"])
+        try:
+            return self._parse(data["x"], data["y"])
+        except ValueError as error:
+            raise ValueError(
+                f"Expected arrays of the data of user {user!r} of {str(file)!r}. {error}"
+            ) from error
 
     def _user_data(self, file):
         content = self._parsed.get(file)

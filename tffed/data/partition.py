@@ -6,6 +6,7 @@ from tffed.arguments import plain
 from tffed.data import checks
 from tffed.data.client_data import ClientData, ResidentClientData
 from tffed.data.schemes import Scheme, is_count
+from tffed.data.spec import num_examples
 
 _STREAM = 1  # keeps this stream of random numbers apart from those of the samplers
 
@@ -42,7 +43,7 @@ def partition(
     _check_arguments(clients, scheme, seed)
     clients, seed = plain(clients), plain(seed)
     arrays = checks.as_examples((x, y, sample_weight), "the data set")
-    total = checks.num_examples(arrays)
+    total = num_examples(arrays)
     ids = scheme.client_ids(clients)
     if len(ids) > total:
         raise ValueError(

@@ -38,7 +38,7 @@ class Sampler:
             round: Number of the round, from 0.
 
         Returns:
-            Ids of distinct clients in population order.
+            Ids of distinct clients, in population order (`Cyclic`: in cyclic order).
 
         Raises:
             ValueError: The cohort is larger than the population, or a negative seed or round.

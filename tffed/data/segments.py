@@ -2,18 +2,19 @@
 
 import re
 
-# A role in capitals and a full stop (not an act, scene or numeral), or a capitalised role and a
-# colon, alone on its line.
+# A role in capitals and a full stop (not an act, scene, numeral or an exclamation), or a role whose
+# words are capitalised and a colon, alone on its line.
 _SPEAKER = (
-    r"(?P<name>(?!(?:ACT|SCENE)\b|[IVXL]+\.)[A-Z][A-Z '&-]{0,39}(?=\.[ \t]*$)"
-    r"|[A-Z][\w '&-]{0,39}(?=:[ \t]*$))[.:][ \t]*$"
+    r"(?P<name>(?!(?:ACT|SCENE)\b|[IVXL]+\.|O\.)[A-Z][A-Z '&-]{0,39}(?=\.[ \t]*$)"
+    r"|(?=.{1,40}:)[A-Z][\w'-]*(?: +(?:of|the|and|to|&|[A-Z][\w'-]*|\d+))*(?=:[ \t]*$))[.:][ \t]*$"
 )
 _NUMERAL = r"(?:[IVXLCDM]+|\d+|(?i:one|two|three|four|five|six|seven|eight|nine|ten)[\w-]*)\b"
 _ORDINAL = r"(?i:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last)"
 _HEADINGS = {
     "speaker": _SPEAKER,
     "chapter": rf"[ \t]*(?P<name>(?:CHAPTER|Chapter|LETTER|Letter|CANTO|Canto) +{_NUMERAL}.*)$",
-    "book": rf"[ \t]*(?P<name>(?:(?:BOOK|Book) +{_NUMERAL}|(?i:the) +{_ORDINAL} +(?i:book)\b).*)$",
+    "book": rf"[ \t]*(?P<name>(?:(?:BOOK|Book) +{_NUMERAL}|(?i:the) +{_ORDINAL} +(?i:book)\b"
+    r"(?! +(?!of\b)[a-z])).*)$",
 }
 
 

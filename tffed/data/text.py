@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tffed.arguments import plain, real
-from tffed.data.client_data import ClientData, LazyClientData, from_dict
+from tffed.data.client_data import ClientData
+from tffed.data.lazy import LazyClientData
+from tffed.data.memory import from_dict
 from tffed.data.schemes import is_count
 from tffed.data.segments import segments_of
 from tffed.data.vocabulary import Vocabulary
@@ -63,11 +65,13 @@ def text(
     Args:
         path: A text file, or several.
         clients: What a client is. `"speaker"`: a role of a play, whose speeches follow a line
-            `NAME.` in capitals or a line `Name:`. `"chapter"`: what follows a heading such as
+            `NAME.` in capitals or a line `Name:`; so a line that shouts one word, `HELP.`, counts
+            as one: look at the ids. `"chapter"`: what follows a heading such as
             `CHAPTER IV` or `Chapter 4. The sea`. `"book"`: what follows a heading such as
             `BOOK II` or `The Second Book ...`; where there are several files, each file. Anything
             else: a regular expression whose match at the beginning of a line starts a client; its
-            first group, or the whole match, names it. Segments of one name are one client, and
+            first group, or the whole match, names it. Segments of one name are one client, also
+            chapters of one number in two books, and
             text before the first heading is left out.
         sequence_length: Characters per example.
         stride: Characters from the beginning of one example to that of the next;
@@ -93,10 +97,20 @@ def text(
             f"Expected text files. Received: path={[str(p) for p in paths]}, of which {missing} "
             "are not files. Give the path of a text file or several."
         )
-    contents = [(p.stem, p.read_text(encoding=encoding)) for p in paths]
+    contents = [(p.stem, _contents(p, encoding)) for p in paths]
     segments = segments_of(contents, clients)
     options = (sequence_length, stride, test_fraction, targets, vocabulary)
     return _source(segments, *options, origin=", ".join(map(str, paths)))
+
+
+def _contents(path, encoding):
+    try:
+        return path.read_text(encoding=encoding).removeprefix("\ufeff")  # a byte-order mark
+    except (UnicodeError, LookupError) as error:
+        raise ValueError(
+            f"Expected {str(path)!r} to be text in the encoding {encoding!r}. Received: bytes that "
+            f"are not ({error}). Give the file's own, e.g. encoding='latin-1' or 'utf-16'."
+        ) from error
 
 
 def python_topics(
