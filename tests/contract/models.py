@@ -55,7 +55,6 @@ QUICK = {
     "metric_that_is_a_function": (),
     "metric_with_a_dictionary": (),
     "optimizer_adam": ("graph",),
-    "optimizer_schedule_free": (),
     "weights_without_gradient_sgd": (),
     "weights_without_gradient_nadam": (),
     "embedding_by_adam": (),

@@ -314,7 +314,7 @@ def ignored_class_minus_1():
 
 @case
 def ignored_class_255():
-    data = clients(real(4, 4, 2), holes(whole(3, 4, 4, dtype="uint8"), 255, first=1), share())
+    data = clients(real(4, 4, 2), holes(whole(3, 4, 4, dtype="uint8"), 255, first=1), share(4, 4))
     model = chain((4, 4, 2), L.Conv2D(3, 3, padding="same"))
     compiled = {"metrics": [keras.metrics.MeanIoU(3, ignore_class=255, sparse_y_pred=False)]}
     return Trial(model, data, SPARSE(from_logits=True, ignore_class=255), compiled=compiled)

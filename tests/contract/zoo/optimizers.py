@@ -29,7 +29,6 @@ OPTIMIZERS = {
     "adafactor": lambda: of.Adafactor(0.3),
     "lamb": lambda: of.Lamb(0.1),
     "muon": lambda: of.Muon(0.1),
-    "schedule_free": lambda: of.ScheduleFreeAdamW(0.1),
     "exponential_decay": lambda: of.SGD(of.schedules.ExponentialDecay(0.3, 1, 0.5)),
     "cosine_with_warmup": lambda: of.Adam(
         of.schedules.CosineDecay(0.05, 4, warmup_target=0.2, warmup_steps=2)
@@ -140,6 +139,8 @@ def _refused(name, pattern, optimizer):
     case(refused=pattern, name=f"optimizer_{name}")(_trial(optimizer))
 
 
+# On TensorFlow, Keras's own reads its momentum again after having changed it.
+_refused("schedule_free", "same steps", lambda: of.ScheduleFreeAdamW(0.1))
 _refused("average", "use_ema", lambda: of.SGD(0.1, use_ema=True))
 _refused("accumulation", "accumulation", lambda: of.SGD(0.1, gradient_accumulation_steps=2))
 _refused("loss_scale", "loss_scale|LossScale", lambda: of.LossScaleOptimizer(of.SGD(0.1)))
