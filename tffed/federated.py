@@ -77,6 +77,7 @@ class Federated:
         self._recipe = algorithm
         self._parts = self._built = None
         self._delta = self._population = None
+        self._run, self._seed = 0, self.seed
         self.store = None
         self.ledger = Ledger()
 
@@ -101,6 +102,9 @@ class Federated:
         noise_seed=None,
     ):
         """Sets what trains the model, as `keras.Model.compile` does.
+
+        Called again after a `fit`, it begins a run of its own: rounds count from 0, and cohorts,
+        shuffles and other draws are new ones, which follow from the seed too.
 
         Callbacks that read or set the learning rate (ReduceLROnPlateau, LearningRateScheduler) act
         on the server optimizer, which is `model.optimizer` during `fit`. Before and after, and in
@@ -139,6 +143,11 @@ class Federated:
         Raises:
             ValueError: Something is missing, contradictory or out of range.
         """
+        if self.state is not None:  # other cohorts, shuffles and coins than those that were used
+            self._run += 1
+            self._seed = random.of_run(self.seed, self._run)
+            self.ledger.close()
+        self.state = self.store = None
         self._parts = parts = assembly.collect(
             self._recipe,
             self.model,
@@ -164,7 +173,7 @@ class Federated:
         options = {"jit_compile": jit_compile, "processes": processes, "batched": batched}
         self._payloads = payloads
         self._settings = {
-            "seed": self.seed,
+            "seed": self._seed,
             "aggregator": parts.aggregator.name,
             "batch_norm": batch_norm,
             "class_weight": describe(class_weight),
@@ -178,7 +187,6 @@ class Federated:
         self._options = {"lanes": lanes, "check": self._check, **options}
         self._use(assembly.build(self._parts))
         self._evaluator = Evaluator(parts.model)
-        self.state = self.store = None
 
     def fit(
         self,
@@ -267,7 +275,7 @@ class Federated:
             all_callbacks=callback_list(everything, self.model, rounds),
             history=history,
             files=files,
-            seed=self.seed,
+            seed=self._seed,
             terms=terms,
             ledger=self.ledger,
         )
@@ -372,7 +380,7 @@ class Federated:
             self._built,
             clients=clients,
             sampler=sampler,
-            seed=self.seed,
+            seed=self._seed,
             first=first,
             rounds=max(0, rounds - initial_round),
             ledger=self.ledger,

@@ -20,6 +20,7 @@ _WORTH_COMPILING = 20_000
 _SORTED_AT_ONCE = (32, 128, 512, 2048)
 _MODEL_STREAM, _SHUFFLE_STREAM, _STAGE_STREAM, _NOISE_STREAM, _SAMPLE_STREAM = range(5)
 _PART_STREAM = 5
+_RUN_STREAM = 10  # of NumPy's, in which samplers and partitioners have others
 _TO_CLIENTS, _TO_SERVER = range(2)
 # Shifts and odd factors of MurmurHash3's last step; the factor 1 ends it.
 _MIXING = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))
@@ -41,6 +42,14 @@ def seed(value):
             f"Received: seed={value!r}"
         )
     return tf.constant([number >> 31, number & 0x7FFFFFFF], tf.int32)
+
+
+def of_run(value, run):
+    """The integer seed of run number `run` from one seed; that of the first is the seed itself."""
+    if not run:
+        return value
+    words = np.random.SeedSequence(value, spawn_key=(_RUN_STREAM, run)).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(2))
 
 
 def secret(value=None):

@@ -325,3 +325,36 @@ def test_a_private_run_does_not_warn_where_nothing_is_wrong():
         fed = compiled(gaussian(1.0, 50.0), UNIFORM)
         fed.fit(population(), rounds=2, privacy=Budget(4.0, DELTA), verbose=0)
     assert fed.ledger.rounds == 2
+
+
+def test_cohorts_of_another_compile_are_new_and_a_broken_tree_is_its_own():
+    rng = np.random.default_rng(5)
+    clients = {
+        k: (rng.normal(size=(5, 4)).astype("f4"), rng.normal(size=(5, 1)).astype("f4"))
+        for k in range(20)
+    }
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    fed = tffed.Federated(model, tffed.fed_avg(batch_size=5), seed=3)
+    drawn = []
+
+    class Noting(tffed.data.Poisson):
+        def sample(self, clients, *, seed, round):
+            found = super().sample(clients, seed=seed, round=round)
+            drawn.append((seed, round, tuple(found)))
+            return found
+
+    for _ in range(2):
+        fed.compile(keras.optimizers.SGD(0.1), loss="mse", jit_compile=False)
+        fed.fit(clients, rounds=4, sampler=Noting(0.3), verbose=0)
+    runs = [dict((r, ids) for s, r, ids in drawn if s == seed) for seed in {s for s, *_ in drawn}]
+    assert len(runs) == 2 and all(runs[0][r] != runs[1][r] for r in range(4))
+
+    fed = tffed.Federated(model, tffed.fed_avg(batch_size=5), seed=3)
+    for _ in range(8):
+        noise = tree_gaussian(clip=1.0, noise_multiplier=5.0, period=4)
+        aggregator = tffed.chain(noise, UNIFORM)
+        fed.compile(keras.optimizers.SGD(0.1), loss="mse", aggregator=aggregator)
+        fed.fit(clients, rounds=1, sampler=tffed.data.Cyclic(5), verbose=0)
+    assert [entry.rounds for entry in fed.ledger.entries] == [1] * 8
+    # Cohort 0 enters each of eight trees of one node: μ = √8 / 5, which is ε = 2.288 at δ = 1e-5.
+    assert fed.privacy_report(1e-5).epsilon >= 2.28

@@ -33,11 +33,16 @@ class Ledger:
         self.entries = []
         self._run = uuid.uuid4().hex
         self._exposure = Exposure()
+        self._open = True
 
     @property
     def rounds(self):
         """The number of rounds written."""
         return sum(entry.rounds for entry in self.entries)
+
+    def close(self):
+        """Ends the last entry: what follows begins anew, as a tree of noise that was broken off."""
+        self._open = False
 
     def record(self, terms, cohort, dropped):
         """Writes a round.
@@ -47,9 +52,9 @@ class Ledger:
             cohort: The ids of the clients that took part; only looked at where they are counted.
             dropped: How many updates were not finite.
         """
-        if not self.entries or self.entries[-1].terms != terms:
+        if not (self._open and self.entries and self.entries[-1].terms == terms):
             self.entries.append(Entry(terms, 0, 0, 0))
-            self._exposure = Exposure()
+            self._exposure, self._open = Exposure(), True
         if terms.scheme == SCHEDULE:
             self._exposure.add(cohort)
         last = self.entries[-1]
