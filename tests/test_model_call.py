@@ -376,3 +376,62 @@ def test_the_server_leaves_weights_without_gradient_alone():
         for layer, b in zip((model.layers[-1], model.layers[-2]), before, strict=True)
     ]
     assert min(moved) == 0 and max(moved) > 1e-3
+
+
+def own_loss(compute):
+    class Own(keras.Model):
+        def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+            return compute(self, ops.mean((y_pred - y) ** 2))
+
+    inputs = keras.Input((6,))
+    return Own(inputs, layers.Dense(1)(inputs))
+
+
+@pytest.mark.parametrize(
+    ("compute", "words"),
+    [
+        (lambda m, loss: loss / (1.0 + ops.cast(m.optimizer.iterations, "float32")), "iteration"),
+        (lambda m, loss: loss * m.optimizer.learning_rate, "learning_rate"),
+        (lambda m, loss: loss + m.metrics[0].result(), "results of metrics"),
+    ],
+    ids=["iterations", "rate", "metric"],
+)
+def test_what_a_round_has_other_values_of_is_not_read(compute, words):
+    pure = from_keras(own_loss(compute), "mse")
+    with pytest.raises(ValueError, match=words):
+        pure.grad(pure.init(), (tf.constant(X), tf.constant(Y)), random.seed(0))
+
+
+def test_a_model_compiled_again_is_noticed():
+    model = sequential(layers.Dense(1))
+    fed = tffed.Federated(model, tffed.fed_avg())
+    fed.compile(keras.optimizers.SGD(0.1), loss="mse")
+    model.compile("sgd", "mae")
+    for use in (lambda: fed.fit({"a": (X, Y)}), lambda: fed.evaluate(X, Y)):
+        with pytest.raises(ValueError, match="compiled otherwise since"):
+            use()
+
+
+def test_class_weights_and_strings_are_held_against_keras_too():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3, "softmax")])
+    pure = from_keras(model, "sparse_categorical_crossentropy", class_weight={0: 5.0, 1: 0.5})
+    pure.zeros((tf.constant(X), tf.zeros(9, tf.int64)))
+    inputs = keras.Input((1,), dtype="string")
+    ids = layers.StringLookup(vocabulary=["0", "1"])(inputs)
+    words = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(layers.Embedding(3, 2)(ids))))
+    from_keras(words, "mse").zeros((tf.fill([9, 1], "1"), tf.constant(Y)))
+
+
+def test_a_proof_needs_finite_gradients_or_says_that_it_has_none():
+    def model(function):
+        inputs = keras.Input((3,), dtype="int32")
+        x = layers.Lambda(function)(inputs)
+        return keras.Model(inputs, layers.Dense(1)(Recomputed()(x)))
+
+    batch = tf.ones((2, 3), tf.int32), tf.ones((2, 1))
+    log = model(lambda x: ops.log(ops.cast(x, "float32")))  # of ones it is finite, of zeros not
+    with pytest.raises(ValueError, match="differs from Keras's own"):
+        from_keras(log, "mse").zeros(batch)
+    never = model(lambda x: ops.log(ops.cast(x, "float32") - 9.0))
+    with pytest.warns(UserWarning, match="could not be held against Keras's own"):
+        from_keras(never, "mse").zeros(batch)

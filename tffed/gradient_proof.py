@@ -1,6 +1,7 @@
 """A proof, on the model at hand, that its pure functions do what Keras's own step does."""
 
 import functools
+import warnings
 
 import keras
 import tensorflow as tf
@@ -14,31 +15,36 @@ _CLOSE = {"float16": 0.1, "bfloat16": 0.2}
 _CLOSE_OTHERWISE = 1e-3
 
 
-def check_step(functions, model, state, batch):
+def check_step(functions, model, state, specs):
     """Compares gradient and changed variables of one step with those that Keras computes.
 
     Keras's are taken through the model's variables, by its own tape; what the call changes is put
-    back. A model that Keras cannot run on random examples, or gives no finite gradient, is not
-    compared.
+    back. It is said of a model that Keras cannot run on made-up examples, or gives no finite
+    gradient.
 
     Args:
         functions: The `KerasFunctions` of the model.
         model: The Keras model.
         state: Its `CallState`.
-        batch: Specs `(x, y[, sample_weight])` of a batch.
+        specs: Those of a batch `(x, y[, sample_weight])`.
 
     Raises:
         ValueError: They differ.
     """
-    batch = tree.map(lambda spec: example(spec, _ROWS), batch)
     # Step by step, a loop of Keras's would take long.
     loops = any(isinstance(layer, keras.layers.RNN) for layer in layers(model))
     run = functools.partial(tf.function, autograph=False) if loops else lambda function: function
-    try:
-        theirs = _of_keras(model, state, batch, run)
-    except Exception:  # noqa: BLE001 - Keras itself cannot, or only with other data
-        return
-    if not bool(tree.all_finite([g for g in theirs if g is not None])):
+    for make in (example, _ones):
+        batch = tree.map(lambda spec, make=make: make(spec, _ROWS), specs)
+        theirs = _of_keras(model, state, functions.weigh(batch), run)
+        if theirs is not None:
+            break
+    else:
+        warnings.warn(
+            f"The gradients of {model.name!r} could not be held against Keras's own: it gives none "
+            "on made-up examples (numbers from 0 to 1, whole ones 0 and 1).",
+            stacklevel=2,
+        )
         return
     weights = functions.begin(functions.init())
     grads, after, _ = run(functions.grad)(weights, batch, random.seed(0))
@@ -59,13 +65,13 @@ def check_step(functions, model, state, batch):
         )
 
 
-def _of_keras(model, state, batch, run):
-    """Gradients, then the variables after the call, as Keras itself computes them."""
-    x, y, sample_weight = batch if len(batch) == 3 else (*batch, None)
+def _of_keras(model, state, parts, run):
+    """Gradients, then the variables after the call, as Keras computes them; None if it does not."""
     trained = model.trainable_variables
     changing = [*trained, *state.statistics, *state.counters]
-    before = [(v, tf.identity(v.value)) for v in (*changing, *state.seeds)]
-    metrics = [(v, tf.identity(v.value)) for v in model.metrics_variables]
+    before = [
+        (v, tf.identity(v.value)) for v in (*changing, *state.seeds, *model.metrics_variables)
+    ]
 
     def gradient(x, y, sample_weight):
         with drawing_from(state.generator), tf.GradientTape() as tape:
@@ -76,11 +82,21 @@ def _of_keras(model, state, batch, run):
     try:
         for variable, value in seed_values(state.seeds, random.seed(0)):
             variable.assign(value)
-        grads = run(gradient)(x, y, sample_weight)
-        return [*grads, *(tf.identity(v.value) for v in changing)]
+        grads = run(gradient)(*parts)
+        fine = tree.all_finite([g for g in grads if g is not None])
+        return [*grads, *(tf.identity(v.value) for v in changing)] if fine else None
+    except Exception:  # noqa: BLE001 - Keras itself cannot, or only with other data
+        return None
     finally:
-        for variable, value in before + metrics:
+        for variable, value in before:
             variable.assign(value)
+
+
+def _ones(spec, rows):
+    numbers = tf.ones([rows, *(size or 4 for size in spec.shape[1:])], tf.int32)
+    return (
+        tf.strings.as_string(numbers) if spec.dtype == tf.string else tf.cast(numbers, spec.dtype)
+    )
 
 
 def _same(a, b, close):

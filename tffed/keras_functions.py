@@ -11,7 +11,14 @@ from tffed.embeddings import checked_ids
 from tffed.gradient_proof import check_step
 from tffed.keras_model import batch_parts, class_weigher, scales_loss
 from tffed.maskable import independent_examples, padding_is_exact
-from tffed.metrics import add_batch, loss_parts, metrics_builder, report, update_masked_metrics
+from tffed.metrics import (
+    add_batch,
+    loss_parts,
+    metrics_builder,
+    report,
+    results_unread,
+    update_masked_metrics,
+)
 from tffed.model_call import CallScope, call, seed_values, state_of
 from tffed.recurrent import own_loops
 from tffed.resized import resized
@@ -41,7 +48,8 @@ class KerasFunctions:
         self.scaled = scales_loss(model)
         self._model = model
         self._state = state_of(model)
-        self._weigh = class_weigher(class_weight)
+        self._compiled = model._compile_loss
+        self.weigh = class_weigher(class_weight)
         self._build_metrics = metrics_builder(model)
         self._padding, self._proved = {}, False
         self._connected = [False] * len(self.variables)
@@ -119,16 +127,17 @@ class KerasFunctions:
         """`(loss, the scope of the call, sums)` of a batch."""
         self._check_unchanged()
         model, training, sums = self._model, seed is not None, self.zeros(batch)
-        x, y, sample_weight = self._weigh(batch) if training else batch_parts(batch)
+        x, y, sample_weight = self.weigh(batch) if training else batch_parts(batch)
         rows = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)
         count = rows if mask is None else tf.reduce_sum(mask)
         if mask is not None:
             sample_weight = tree.map(lambda w: _masked(w, mask), sample_weight)
         mapping = self._mapping(weights, seed, sums)
         with CallScope(mapping, watch, self._state.generator) as scope:
-            with own_loops(model), checked_ids(model, mask), self._widths(weights):
+            widths = self._widths(weights)
+            with own_loops(model), checked_ids(model, mask), widths, results_unread(model):
                 y_pred = call(model, x, training)
-            with loss_parts(model, training) as parts:
+            with loss_parts(model, training) as parts, results_unread(model):
                 value = model._compute_loss(x, y, y_pred, sample_weight, training=training)
             if mask is None:
                 model.compute_metrics(x, y, y_pred, sample_weight)
@@ -179,11 +188,26 @@ class KerasFunctions:
                 f"{self._model.name!r}, some of whose layers were frozen, unfrozen or replaced "
                 "since. Call compile(…) again."
             )
+        if self._model._compile_loss is not self._compiled:
+            raise ValueError(
+                "Expected the loss and the metrics that the model was compiled with. Received: "
+                f"{self._model.name!r}, which was compiled otherwise since (by model.compile, or "
+                "by another Federated). Call compile(…) of this one again."
+            )
 
     def _check_scope(self, scope, training):
         scope.check()
         known = (*self.variables, *self._state.statistics, *self._state.counters)
         known = {id(v) for v in (*known, *self._model.metrics_variables, *self._state.seeds)}
+        optimizer = getattr(self._model, "optimizer", None)
+        steps = {id(v) for v in optimizer.variables} if optimizer is not None else ()
+        read = [v.path for k, v in scope.read.items() if k in steps]
+        if training and read:
+            raise ValueError(
+                "Expected a training call that does not look at its optimizer, which is the "
+                f"server's during a fit. Received: {self._model.name!r}, which reads "
+                f"{', '.join(read)}. Count steps in a variable of the model's own."
+            )
         left = [v.path for k, v in scope.assigned.items() if k not in known]
         if training and left:
             raise ValueError(

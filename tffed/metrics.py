@@ -18,7 +18,7 @@ _RESERVED = ("loss", "clients", "dropped", "examples", "bytes_up", "bytes_down",
 def metrics_builder(model):
     """A function that creates the metrics' variables, which Keras does at their first use.
 
-    It runs once, outside of the graph being traced, on one example of zeros; then it finds out by
+    It runs once, outside of the graph being traced, on two examples of zeros; then it finds out by
     trying whether the metrics' states add up.
     """
     built = False
@@ -85,7 +85,7 @@ def _spec(leaf):
 def _one_zero(spec):
     if spec is None:  # no sample weights
         return None
-    return tf.zeros([size or 1 for size in (1, *spec.shape[1:])], spec.dtype)
+    return tf.zeros([size or 1 for size in (2, *spec.shape[1:])], spec.dtype)
 
 
 def update_masked_metrics(model, y, y_pred, mask):
@@ -108,6 +108,27 @@ class LossPart(NamedTuple):
     value: Any
     weight: Any
     divisor: Any
+
+
+@contextlib.contextmanager
+def results_unread(model):
+    """While it lasts, a metric's result is refused: it would be that of the present batch alone."""
+    changed = [metric for metric in every_metric(model) if "result" not in vars(metric)]
+
+    def refuse():
+        raise ValueError(
+            "Expected layers and compute_loss to leave the results of metrics alone: within a "
+            "client's steps these are of the present batch, not of an epoch. Received: "
+            f"{model.name!r}, which reads one. Keep a running value in a variable of the model's."
+        )
+
+    for metric in changed:
+        vars(metric)["result"] = refuse
+    try:
+        yield
+    finally:
+        for metric in changed:
+            del vars(metric)["result"]
 
 
 @contextlib.contextmanager

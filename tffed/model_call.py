@@ -46,12 +46,13 @@ class CallScope(keras.StatelessScope):
     Attributes:
         assigned: `{id: variable}` of those that were assigned.
         sources: `{id: list of the values assigned}`.
+        read: `{id: variable}` of those that were read and stand for nothing given.
     """
 
     def __init__(self, values=(), watch=lambda value: None, generator=None):
         super().__init__(collect_losses=True)
         self.state_mapping.update((id(variable), value) for variable, value in values)
-        self.assigned, self.sources, self._watch = {}, {}, watch
+        self.assigned, self.sources, self.read, self._watch = {}, {}, {}, watch
         self._graph, self._refused, self._generator = _graph(), [], generator
 
     def __enter__(self):
@@ -62,6 +63,12 @@ class CallScope(keras.StatelessScope):
     def __exit__(self, *arguments):
         super().__exit__(*arguments)
         self._drawing.__exit__(None, None, None)
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is None:
+            self.read[id(variable)] = variable
+        return value
 
     def add_update(self, update):
         variable, value = update
@@ -161,7 +168,8 @@ def example(spec, rows):
     shape = [rows, *(size or 4 for size in spec.shape[1:])]
     if spec.dtype.is_floating:
         return tf.random.stateless_uniform(shape, (2, 3), dtype=spec.dtype)
-    return tf.cast(tf.random.stateless_uniform(shape, (2, 4), 0, 2, tf.int32), spec.dtype)
+    bits = tf.random.stateless_uniform(shape, (2, 4), 0, 2, tf.int32)
+    return tf.strings.as_string(bits) if spec.dtype == tf.string else tf.cast(bits, spec.dtype)
 
 
 def _may_change(model):
