@@ -433,5 +433,22 @@ def test_a_proof_needs_finite_gradients_or_says_that_it_has_none():
     with pytest.raises(ValueError, match="differs from Keras's own"):
         from_keras(log, "mse").zeros(batch)
     never = model(lambda x: ops.log(ops.cast(x, "float32") - 9.0))
-    with pytest.warns(UserWarning, match="could not be held against Keras's own"):
+    with pytest.warns(UserWarning, match="could not be held against Keras's own: it gives none"):
         from_keras(never, "mse").zeros(batch)
+
+
+def test_what_draws_without_a_seed_is_said():
+    noisy = layers.Lambda(lambda x: x + tf.random.normal(tf.shape(x)))
+    pure = from_keras(sequential(noisy, layers.Dense(1)), "mse")
+    with pytest.warns(UserWarning, match="numbers that no seed leads to"):
+        pure.zeros((tf.constant(X), tf.constant(Y)))
+
+
+def test_a_lookup_is_tried_on_the_clients_own_values():
+    inputs = keras.Input((1,), dtype="int64")
+    ids = layers.IntegerLookup(vocabulary=[10, 20, 30], num_oov_indices=0)(inputs)
+    model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(layers.Embedding(3, 2)(ids))))
+    fed = tffed.Federated(model, tffed.fed_avg(batch_size=2))
+    fed.compile(keras.optimizers.SGD(0.1), loss="mse")
+    history = fed.fit({"a": (np.array([[10], [30], [20]]), Y[:3])}, verbose=0).history
+    assert np.isfinite(history["loss"]).all()

@@ -246,6 +246,7 @@ class Federated:
             rounds, initial_round, validation_freq, checkpoint_freq
         )
         clients = self._check.population(clients)
+        self._try(clients)
         sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
         callbacks = check_callbacks(callbacks)
         validate = self._validator(validation_data, validation_clients)
@@ -396,6 +397,11 @@ class Federated:
         if stop < rounds:
             warnings.warn(f"{budget} ends the run after round {stop} of {rounds}.", stacklevel=3)
         return stop, found.terms
+
+    def _try(self, clients):
+        """Tries the model on some of the first client's examples, before anything is traced."""
+        first = next(cid for cid in clients.ids if clients.sizes([cid])[0])
+        self._functional.zeros(tree.map(lambda leaf: tf.constant(leaf[:3]), clients[first]))
 
     def _keep(self, state, store):
         self.state, self.store = state, store

@@ -7,7 +7,15 @@ import keras
 import tensorflow as tf
 
 from tffed import random, tree
-from tffed.model_call import call, drawing_from, example, layers, seed_values
+from tffed.model_call import (
+    call,
+    drawing_from,
+    example,
+    first_rows,
+    has_values,
+    layers,
+    seed_values,
+)
 
 _ROWS = 3
 # Of the norm of what is compared, by the precision that a model computes in.
@@ -15,54 +23,72 @@ _CLOSE = {"float16": 0.1, "bfloat16": 0.2}
 _CLOSE_OTHERWISE = 1e-3
 
 
-def check_step(functions, model, state, specs):
+def check_step(functions, model, state, given):
     """Compares gradient and changed variables of one step with those that Keras computes.
 
     Keras's are taken through the model's variables, by its own tape; what the call changes is put
-    back. It is said of a model that Keras cannot run on made-up examples, or gives no finite
-    gradient.
+    back. A warning says so if there is nothing to compare with: Keras cannot run the model on
+    examples, gives no finite gradient, or another one each time.
 
     Args:
         functions: The `KerasFunctions` of the model.
         model: The Keras model.
         state: Its `CallState`.
-        specs: Those of a batch `(x, y[, sample_weight])`.
+        given: A batch `(x, y[, sample_weight])`, or its specs.
 
     Raises:
         ValueError: They differ.
     """
-    # Step by step, a loop of Keras's would take long.
-    loops = any(isinstance(layer, keras.layers.RNN) for layer in layers(model))
-    run = functools.partial(tf.function, autograph=False) if loops else lambda function: function
-    for make in (example, _ones):
-        batch = tree.map(lambda spec, make=make: make(spec, _ROWS), specs)
+    run = _traced if any(isinstance(one, keras.layers.RNN) for one in layers(model)) else _eagerly
+    for make in (first_rows, example, _ones) if has_values(given) else (example, _ones):
+        batch = tree.map(lambda leaf, make=make: make(leaf, _ROWS), given)
         theirs = _of_keras(model, state, functions.weigh(batch), run)
         if theirs is not None:
             break
     else:
-        warnings.warn(
-            f"The gradients of {model.name!r} could not be held against Keras's own: it gives none "
-            "on made-up examples (numbers from 0 to 1, whole ones 0 and 1).",
-            stacklevel=2,
-        )
-        return
+        return _warn(model, "it gives none on examples")
     weights = functions.begin(functions.init())
-    grads, after, _ = run(functions.grad)(weights, batch, random.seed(0))
+    scale = {"scale": 1.0} if functions.scaled else {}  # Keras's are taken without
+    step = functools.partial(functions.grad, **scale)
+    grads, after, _ = run(step, weights, batch, random.seed(0))
     ours = [*grads, *after.trainable, *after.non_trainable]
     variables = [*functions.variables, *functions.variables, *state.statistics, *state.counters]
-    dtypes = {getattr(layer, "compute_dtype", None) for layer in layers(model)}
-    close = max((_CLOSE.get(dtype, _CLOSE_OTHERWISE) for dtype in dtypes), default=_CLOSE_OTHERWISE)
-    wrong = sorted(
-        {v.path for v, a, b in zip(variables, ours, theirs, strict=True) if not _same(a, b, close)}
+    wrong = _differing(model, variables, ours, theirs)
+    if not wrong:
+        return None
+    again = _of_keras(model, state, functions.weigh(batch), run)
+    if again is None or _differing(model, variables, again, theirs):
+        return _warn(model, "it draws numbers that no seed leads to, as tf.random and NumPy do")
+    raise ValueError(
+        "Expected a model whose gradients can be taken with tensors for its variables. Received: "
+        f"{model.name!r}, whose step differs from Keras's own in {', '.join(wrong)}. "
+        "tf.custom_gradient, tf.recompute_grad and keras.RematScope give no gradient to weights "
+        "that are used inside of them: hand these over as arguments, or leave the function out."
     )
-    if wrong:
-        raise ValueError(
-            "Expected a model whose gradients can be taken with tensors for its variables. "
-            f"Received: {model.name!r}, whose step differs from Keras's own in "
-            f"{', '.join(wrong)}. tf.custom_gradient, tf.recompute_grad and keras.RematScope "
-            "give no gradient to weights that are used inside of them: hand these over as "
-            "arguments, or leave the function out."
-        )
+
+
+def _warn(model, why):
+    warnings.warn(
+        f"The step of {model.name!r} could not be held against Keras's own: {why}.", stacklevel=2
+    )
+
+
+def _eagerly(function, *arguments):
+    return function(*arguments)
+
+
+def _traced(function, *arguments):
+    """Step by step, a loop of Keras's would take long."""
+    traced = tf.function(lambda: function(*arguments), autograph=False)
+    return traced.get_concrete_function()()
+
+
+def _differing(model, variables, ours, theirs):
+    """The paths of the variables of which two computations of a step differ."""
+    dtypes = {getattr(layer, "compute_dtype", None) for layer in layers(model)}
+    close = max(_CLOSE.get(dtype, _CLOSE_OTHERWISE) for dtype in dtypes)
+    compared = zip(variables, ours, theirs, strict=True)
+    return sorted({v.path for v, a, b in compared if not _same(a, b, close)})
 
 
 def _of_keras(model, state, parts, run):
@@ -82,7 +108,7 @@ def _of_keras(model, state, parts, run):
     try:
         for variable, value in seed_values(state.seeds, random.seed(0)):
             variable.assign(value)
-        grads = run(gradient)(*parts)
+        grads = run(gradient, *parts)
         fine = tree.all_finite([g for g in grads if g is not None])
         return [*grads, *(tf.identity(v.value) for v in changing)] if fine else None
     except Exception:  # noqa: BLE001 - Keras itself cannot, or only with other data

@@ -19,7 +19,7 @@ from tffed.metrics import (
     results_unread,
     update_masked_metrics,
 )
-from tffed.model_call import CallScope, call, seed_values, state_of
+from tffed.model_call import CallScope, call, has_values, seed_values, state_of
 from tffed.recurrent import own_loops
 from tffed.resized import resized
 
@@ -154,11 +154,12 @@ class KerasFunctions:
         if self._proved:
             return
         self._proved = True
-        spec = tree.map(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), batch)
+        if not has_values(batch):
+            batch = tree.map(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), batch)
         try:
             # The graph being traced, and its gradient tapes, are this thread's.
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(check_step, self, self._model, self._state, spec).result()
+                pool.submit(check_step, self, self._model, self._state, batch).result()
         except ValueError:
             self._proved = False
             raise

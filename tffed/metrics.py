@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.additive import check_additive
-from tffed.model_call import CallScope, call
+from tffed.model_call import CallScope, call, first_rows, has_values
 from tffed.undefined import as_float, undefined_is_nan
 
 NAN = float("nan")
@@ -18,7 +18,8 @@ _RESERVED = ("loss", "clients", "dropped", "examples", "bytes_up", "bytes_down",
 def metrics_builder(model):
     """A function that creates the metrics' variables, which Keras does at their first use.
 
-    It runs once, outside of the graph being traced, on two examples of zeros; then it finds out by
+    It runs once, outside of the graph being traced, on two of the examples, or on zeros if
+    these have no values yet; then it finds out by
     trying whether the metrics' states add up.
     """
     built = False
@@ -29,7 +30,9 @@ def metrics_builder(model):
             return
         with tf.init_scope():
             like = tree.map(_spec, (x, y, sample_weight))
-            x, y, sample_weight = tree.map(_one_zero, like)
+            given = [leaf for leaf in tree.leaves((x, y, sample_weight)) if leaf is not None]
+            make = _two_rows if has_values(given) else _two_zeros
+            x, y, sample_weight = tree.map(make, (x, y, sample_weight))
             with CallScope():  # a layer may count its calls
                 y_pred = call(model, x, training=False)
             model._compute_loss(x, y, y_pred, sample_weight, training=False)
@@ -82,10 +85,15 @@ def _spec(leaf):
     return None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype)
 
 
-def _one_zero(spec):
-    if spec is None:  # no sample weights
+def _two_rows(leaf):
+    return None if leaf is None else first_rows(leaf, 2)  # no sample weights
+
+
+def _two_zeros(leaf):
+    if leaf is None:
         return None
-    return tf.zeros([size or 1 for size in (2, *spec.shape[1:])], spec.dtype)
+    zeros = tf.zeros([size or 1 for size in (2, *leaf.shape[1:])], tf.int32)
+    return tf.strings.as_string(zeros) if leaf.dtype == tf.string else tf.cast(zeros, leaf.dtype)
 
 
 def update_masked_metrics(model, y, y_pred, mask):

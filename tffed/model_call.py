@@ -163,6 +163,17 @@ def seed_values(seeds, seed):
     return [(v, tf.cast(random.fold_in(seed, k), v.dtype)) for k, v in enumerate(seeds)]
 
 
+def first_rows(leaf, rows):
+    """That many rows of a tensor that has values, the first ones over again if it has fewer."""
+    return tf.gather(leaf, tf.range(rows) % tf.maximum(tf.shape(leaf)[0], 1))
+
+
+def has_values(nest):
+    """Whether all leaves are tensors with values, and rows, rather than those of a graph."""
+    leaves = tree.leaves(nest)
+    return all(hasattr(leaf, "numpy") and leaf.shape[0] for leaf in leaves)
+
+
 def example(spec, rows):
     """Random values of a shape and dtype: valid as indices, and as labels of two classes."""
     shape = [rows, *(size or 4 for size in spec.shape[1:])]
