@@ -348,3 +348,10 @@ def test_compile_takes_it():
     x, y = clients()[5]
     expected = fed.model.evaluate(x, y, verbose=0, return_dict=True)
     assert fed.evaluate(x, y) == pytest.approx(expected, rel=1e-5)
+
+
+def test_adapters_do_not_train_side_by_side():
+    model = dense()
+    model.layers[0].enable_lora(2)
+    with pytest.raises(ValueError, match="frozen layers, adapters.*side by side"):
+        train(tffed.fed_avg(batch_size=4), clients(), True, model=model, batched=True)

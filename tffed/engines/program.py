@@ -56,7 +56,7 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None, batched=Non
             up to eight, which take turns.
 
     Raises:
-        ValueError: `batched`, and the model has a recurrent layer.
+        ValueError: `batched`, and the model has a recurrent layer, or frozen weights.
     """
     # Not inlined: the graph optimiser would join multiplications across the wire, and the bits
     # would differ from those of a message that really travelled. (XLA does inline it.)
@@ -86,7 +86,7 @@ def trace(algorithm, state, bc, client_state, arrays, capacity=None, batched=Non
         bc, arrays, rows, number, pair, client_state, pair, number if batched else None
     )
     if batched:
-        _check_no_lists(traced.graph.as_graph_def())
+        _check_side_by_side(traced)
     like, kept = tree.spec(traced.structured_outputs)
     collect = algorithm.collect
     most = None if capacity is None else batched or MOST_CLIENTS
@@ -121,13 +121,19 @@ def _stacked(nest, count=None):
     return tree.map(lambda s: tf.TensorSpec([count, *s.shape], s.dtype), nest)
 
 
-def _check_no_lists(graph):
-    """Checks that no loop collects its steps' outputs: `vectorized_map` of it defeats XLA."""
+def _check_side_by_side(traced):
+    """Checks that `vectorized_map` makes something of a client that XLA can compile."""
+    graph = traced.graph.as_graph_def()
     nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    why = None
     if any(node.op == "TensorListReserve" for node in nodes):
+        why = "recurrent layers"
+    elif any(tensor.dtype == tf.resource for tensor in traced.captured_inputs):
+        why = "weights that training leaves as they are (frozen layers, adapters)"
+    if why:
         raise ValueError(
-            "Clients of a model with recurrent layers cannot train side by side. Received: "
-            "batched=True. Leave it out."
+            f"Clients of a model with {why} cannot train side by side. Received: batched=True "
+            "(the default where there is a GPU). Give batched=False."
         )
 
 
