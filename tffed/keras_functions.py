@@ -115,7 +115,8 @@ class KerasFunctions:
         key = str(tree.spec(batch))
         if key not in self._padding:
             structure = independent_examples(self._model)
-            still = bool(self._state.seeds)  # dropout draws other numbers for another size
+            # Dropout draws other numbers for another size.
+            still = self._state.draws
             self._padding[key] = structure and padding_is_exact(self, batch, still)
         return self._padding[key]
 

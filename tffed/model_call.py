@@ -24,12 +24,14 @@ class CallState(NamedTuple):
         seeds: The states of random number generators.
         generator: What stands in for Keras's global generator, which draws where a layer names
             none; its state is among the seeds if the model draws from it.
+        draws: Whether a training call draws random numbers, as far as is known.
     """
 
     statistics: list
     counters: list
     seeds: list
     generator: Any
+    draws: bool
 
 
 class CallScope(keras.StatelessScope):
@@ -136,6 +138,7 @@ def state_of(model) -> CallState:
     if changed is None:
         changed = [*_may_change(model), generator.state]
     apart = {id(v) for v in (*seeds, *model.metrics_variables, *model.trainable_variables)}
+    draws = any(_is_seed(v) for v in changed)
     changed = [v for v in changed if id(v) not in apart]
     seeds += [v for v in changed if _is_seed(v)]
     changed = [v for v in changed if not _is_seed(v)]
@@ -155,6 +158,7 @@ def state_of(model) -> CallState:
         [v for v, f in zip(changed, floating, strict=True) if not f],
         seeds,
         generator,
+        draws,
     )
 
 

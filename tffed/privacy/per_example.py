@@ -244,7 +244,7 @@ def _check_training(keras_model, spec):
 def _try(method, name, model, keras_model, spec):
     """Checks a method on random weights and examples; the errors are only for `_choose`."""
     # Dropout draws other numbers for a batch than for single examples.
-    still = name == "ghost" and state_of(keras_model).seeds
+    still = name == "ghost" and state_of(keras_model).draws
     seed = None if still else random.seed(0)
     batch = tree.map(functools.partial(example, rows=_TRIED), spec)
     weights = model.init()
