@@ -21,6 +21,7 @@ _ROWS = 3
 # Of the norm of what is compared, by the precision that a model computes in.
 _CLOSE = {"float16": 0.1, "bfloat16": 0.2}
 _CLOSE_OTHERWISE = 1e-3
+_ROUNDING = 1e-5  # of the largest gradient: some are nothing else
 
 
 def check_step(functions, model, state, given):
@@ -87,8 +88,11 @@ def _differing(model, variables, ours, theirs):
     """The paths of the variables of which two computations of a step differ."""
     dtypes = {getattr(layer, "compute_dtype", None) for layer in layers(model)}
     close = max(_CLOSE.get(dtype, _CLOSE_OTHERWISE) for dtype in dtypes)
-    compared = zip(variables, ours, theirs, strict=True)
-    return sorted({v.path for v, a, b in compared if not _same(a, b, close)})
+    grads = theirs[: len(model.trainable_variables)]
+    largest = max((_norm(g) for g in grads if g is not None), default=0.0)
+    floors = [_ROUNDING * largest] * len(grads) + [_ROUNDING] * (len(theirs) - len(grads))
+    compared = zip(variables, ours, theirs, floors, strict=True)
+    return sorted({v.path for v, a, b, floor in compared if not _same(a, b, close, floor)})
 
 
 def _of_keras(model, state, parts, run):
@@ -125,8 +129,14 @@ def _ones(spec, rows):
     )
 
 
-def _same(a, b, close):
+def _same(a, b, close, floor):
     if a is None or b is None:  # zeros and no gradient differ: Keras decays the former
         return a is b
-    a, b = (tf.cast(tf.convert_to_tensor(t), tf.float64) for t in (a, b))
-    return bool(tf.norm(a - b) <= close * tf.norm(b) + 1e-7 * b.shape.num_elements() ** 0.5)
+    difference = tf.cast(tf.convert_to_tensor(a), tf.float64) - tf.cast(
+        tf.convert_to_tensor(b), tf.float64
+    )
+    return _norm(difference) <= close * _norm(b) + floor
+
+
+def _norm(value):
+    return float(tf.norm(tf.cast(tf.convert_to_tensor(value), tf.float64)))

@@ -293,12 +293,19 @@ def test_an_infinity_leaves_out_the_client_that_holds_it(batched):
         for i, n in enumerate((16, 9, 5))
     }
     data[0][0][0] = 3e38
+
+    def model():
+        keras.utils.set_random_seed(4)
+        stack = [keras.layers.Dense(8, "relu", kernel_initializer="ones"), keras.layers.Dense(3)]
+        return keras.Sequential([keras.Input((6,)), *stack])
+
+    recipe = tffed.fed_avg(batch_size=16)
     state, history, capacity = train(
-        tffed.fed_avg(batch_size=16), tffed.data.from_dict(data), True, batched=batched
+        recipe, tffed.data.from_dict(data), True, model(), batched=batched
     )
     assert capacity == 16 and [h["dropped"] for h in history] == [1, 1, 1]
     del data[0]
-    others, _, _ = train(tffed.fed_avg(batch_size=16), tffed.data.from_dict(data), True)
+    others, _, _ = train(recipe, tffed.data.from_dict(data), True, model())
     assert_close(state.weights, others.weights)
 
 
