@@ -283,6 +283,8 @@ def test_what_a_function_reads_of_its_module_counts():
         return describe(names["loss"])
 
     assert read() == read()
+    held = [describe(SGD(Schedule(1), momentum=m)) for m in (0.1, 0.2)]  # it has no get_config
+    assert [one["momentum"] for one in held] == [0.1, 0.2]
     others = [read(**{name: 2}) for name in ("table", "array", "rate", "held")]
     assert len({read(), read(list=[2]), *others}) == 6
 

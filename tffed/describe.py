@@ -11,6 +11,7 @@ import dis
 import functools
 import hashlib
 import re
+import threading
 import types
 
 import numpy as np
@@ -19,12 +20,15 @@ from tffed.arguments import plain
 from tffed.held import attributes, class_attributes, globals_of, own, standard
 
 _DEEPEST = 8
+_described = threading.local()  # functions and classes that the present call has met
 _MANY = 64  # entries of a list that are kept one by one; longer ones go by a digest
 _LARGEST = 2**28  # bytes of an array of which each is read; of larger ones, blocks
 
 
 def describe(value, depth=0):
     """A JSON-able value of `value`; of what is not known, its type."""
+    if not depth:
+        _described.code = {}
     if type(value).__name__ == "KerasTensor":
         return "tensor"
     value = plain(value)
@@ -103,6 +107,20 @@ def _blocks(array):
     return [array[start : start + width] for start in starts]
 
 
+def _once(describe_code):
+    """Describes a function or class once in a call of `describe`; within itself, by its name."""
+
+    def known(value, depth):
+        met = _described.code
+        if value not in met:
+            met[value] = value.__name__
+            met[value] = describe_code(value, depth)
+        return met[value]
+
+    return known
+
+
+@_once
 def _function(value, depth):
     """A function of Keras or NumPy by its name, any other also by its code."""
     name = value.__qualname__.replace("<locals>.", "")
@@ -114,6 +132,7 @@ def _function(value, depth):
     return f"{name} (code {_short(told)})"
 
 
+@_once
 def _class(value, depth):
     name = value.__qualname__.replace("<locals>.", "")
     if depth > _DEEPEST:
@@ -149,11 +168,11 @@ def _object(value, depth):
     if config is None and dataclasses.is_dataclass(value):
         config = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if config is None:
-        return {"class": name} | describe(attributes(value), depth + 1)
+        return {"class": name} | describe(attributes(value, configured=False), depth)
     config = {**config, **attributes(value)}
     if auto_name(config.get("name"), kind.__name__):
         del config["name"]
-    return {"class": name} | describe(config, depth + 1)
+    return {"class": name} | describe(config, depth)
 
 
 def _config(value):

@@ -6,8 +6,10 @@ themselves), generators of random numbers, and what Keras keeps for its own use.
 
 import dis
 import functools
+import inspect
 import sys
 import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -33,16 +35,24 @@ def standard(kind):
     return _top(kind.__module__) in sys.stdlib_module_names
 
 
-def attributes(value):
-    """The data and functions that an object holds; of a library's, only the user's objects."""
+def attributes(value, configured=True):
+    """The data and functions that an object holds.
+
+    Args:
+        value: The object.
+        configured: Whether it has a configuration. If so, of a library's object only those of the
+            user's making are returned.
+    """
     kind, found = type(value), {}
-    users, stored = own(kind.__module__), _stored(kind)
+    whole = not configured and not isinstance(value, keras.Model)
+    users, stored = own(kind.__module__) or whole, _stored(kind)
     for name, held in _fields(value).items():
         if isinstance(held, types.FunctionType):
             if own(held.__module__) and not hasattr(kind, name):  # else a wrapper of Keras's
                 found[name.strip("_")] = held
             continue
-        public = not name.startswith("_") and name not in _PASSING and _is_scalar(held)
+        public = not name.startswith("_") and name not in _PASSING
+        public = public and (whole or _is_scalar(held))
         held = kept(held) if users and (name not in stored or public) else _users_objects(held)
         if held is not None:
             found[name] = held
@@ -68,7 +78,7 @@ def globals_of(function):
     for name in sorted(read):
         value = function.__globals__.get(name)
         if isinstance(value, types.ModuleType):
-            if own(value.__name__) and _top(value.__name__) not in sys.stdlib_module_names:
+            if _is_written(value.__name__):
                 parts = {one: kept(getattr(value, one, None)) for one in sorted(attributes_read)}
                 found[name] = {k: v for k, v in parts.items() if v is not None}
             continue
@@ -90,8 +100,9 @@ def kept(value):
     if isinstance(value, _PLAIN) or hasattr(value, "__array__"):
         return value
     if isinstance(value, _CODE):
-        return value if own(getattr(value, "__module__", "")) else getattr(value, "__name__", None)
-    return value if hasattr(value, "get_config") or _is_users(value) else None
+        return value if _is_written(value.__module__) else value.__name__
+    known = hasattr(value, "get_config") or _is_users(value) or standard(type(value))
+    return value if known and not isinstance(value, types.ModuleType) else None
 
 
 def _users_objects(value):
@@ -107,7 +118,15 @@ def _is_users(value):
     kind = type(value)
     if isinstance(value, (*_APART, *_CODE, types.ModuleType)):
         return False
-    return own(kind.__module__) and _top(kind.__module__) != "tffed"
+    return own(kind.__module__) and _top(kind.__module__) != "tffed" and not standard(kind)
+
+
+def _is_written(module):
+    """Whether the user wrote a module: those that come with Python or were installed have names."""
+    if not own(module) or _top(module) in ("tffed", *sys.stdlib_module_names):
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 def _is_scalar(value):
@@ -121,7 +140,8 @@ def _is_symbolic(value):
 def _fields(value):
     slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
     found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    return found | getattr(value, "__dict__", {})
+    found |= getattr(value, "__dict__", {})
+    return {name: held for name, held in found.items() if not name.startswith("__")}
 
 
 def _slots(kind):
@@ -139,7 +159,8 @@ def _stored(kind):
             continue
         for member in vars(base).values():
             for one in (member, *(getattr(member, part, None) for part in ("fget", "fset"))):
-                code = getattr(getattr(one, "__func__", one), "__code__", None)
+                one = inspect.unwrap(getattr(one, "__func__", one))
+                code = getattr(one, "__code__", None)
                 found |= set() if code is None else _assigned(code)
     return found
 
