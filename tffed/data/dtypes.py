@@ -12,7 +12,7 @@ import numpy as np
 EXACT = 2**24  # whole numbers up to here are exact in float32
 _HALF_UNIT = 2.0**-24  # rounding to float32 changes a number by at most this share
 _HARMLESS = 1e-3  # of a column's spread
-_WHOLE = 2**53  # beyond, every float64 is
+_WHOLE = 2**64  # ids end here; beyond, every float64 is whole
 _COUNTS = 2**43  # whole numbers up to here are ids or instants: few fractions are whole by chance
 _FEW = 0.1  # of large fractions, as many may fall together with another
 
