@@ -1,5 +1,7 @@
 """A checkpoint is of one run: another script is refused with what differs, and nothing else."""
 
+import functools
+import math
 import re
 import shutil
 
@@ -177,3 +179,125 @@ def test_differences_name_places_and_end():
     assert differences(found, here) == ["a.b[1]: 2 in the checkpoint, 3 here"]
     many = differences(dict.fromkeys("abcdefghijk", 1), dict.fromkeys("abcdefghijk", 2))
     assert len(many) == 9 and many[-1] == "and 3 more"
+
+
+class Silent:
+    """What a user's object may hold that no configuration tells."""
+
+    factors = [1.0]
+
+    def __init__(self, value):
+        self._value = value
+
+
+class Schedule(Silent, keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return self._value
+
+
+class Penalty(Silent, keras.regularizers.Regularizer):
+    def __call__(self, weight):
+        return keras.ops.sum(weight) * self._value[0]
+
+
+class Limit(Silent, keras.constraints.Constraint):
+    def __call__(self, weight):
+        return weight * self._value["by"]
+
+
+class Distance(keras.losses.Loss):
+    def __init__(self, value):
+        super().__init__()
+        self._value = value
+
+    def get_config(self):
+        return {}
+
+    def call(self, y, p):
+        return keras.ops.mean(self._value[0] * (p - y), -1)
+
+
+class Share(keras.metrics.Mean):
+    def __init__(self, value):
+        super().__init__()
+        self.limits = value
+
+    def get_config(self):
+        return {}
+
+
+class Scaled(L.Layer):
+    def __init__(self, value):
+        super().__init__()
+        self._value = value
+        self.inner = [L.Dense(2), Silent(value)]
+        self.generator = keras.random.SeedGenerator()
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(2,), initializer="glorot_normal")
+        self.kernels = [self.kernel]
+
+    def call(self, x):
+        return x
+
+
+def holders(value):
+    x = keras.Input((2,))
+    layer = Scaled(value)
+    layer(x)
+    yield SGD(Schedule(value))
+    yield L.Dense(2, kernel_regularizer=Penalty(value))
+    yield L.Dense(2, kernel_constraint=Limit(value))
+    yield from (Distance(value), Share(value), layer, lambda p: p * value)
+    yield functools.partial(scaled_loss, value)
+    yield {"class": type("Setting", (), {"__module__": "users", "value": value})}
+
+
+def test_what_no_configuration_tells_counts_too():
+    values = ([1.0], [2.0], (1.0, 2.0), {"by": 1.0}, {"by": 2.0}, {"by": {"a": [1]}},
+              np.arange(3.0), np.arange(1.0, 4.0), Silent(3), Silent(4), math.sin, math.cos)
+    for first, again, *others in zip(*map(holders, (values[0], [1.0], *values[1:])), strict=True):
+        same = describe(first)
+        assert same == describe(again) and "0x" not in str(same)
+        found = {str(describe(one)) for one in others}
+        assert len(found) == len(values) - 1 and str(same) not in found, first
+
+
+READING = """
+LIST, TABLE, ARRAY = {list}, {{"a": [{table}]}}, np.array([{array}])
+class Settings:
+    rate = {rate}
+class Held:
+    def __init__(self): self._one = {held}
+HELD = Held()
+def loss(y, p):
+    return (lambda t: t * LIST[0])(p) * TABLE["a"][0] * ARRAY * Settings.rate * HELD._one
+"""
+
+
+def test_what_a_function_reads_of_its_module_counts():
+    def read(**values):
+        names = {"__name__": "users", "np": np}
+        given = {"list": [1], "table": 1, "array": 1, "rate": 1, "held": 1} | values
+        exec(READING.format(**given), names)
+        return describe(names["loss"])
+
+    assert read() == read()
+    held = [describe(SGD(Schedule(1), momentum=m)) for m in (0.1, 0.2)]  # it has no get_config
+    assert [one["momentum"] for one in held] == [0.1, 0.2]
+    others = [read(**{name: 2}) for name in ("table", "array", "rate", "held")]
+    assert len({read(), read(list=[2]), *others}) == 6
+
+
+def test_a_renamed_model_is_the_same(tmp_path):
+    def fit(name, rounds, width=2):
+        x = keras.Input((2,), name="x")
+        model = keras.Model(x, L.Dense(width, name="d")(x), name=name)
+        fed = tffed.Federated(model, tffed.fed_avg())
+        fed.compile(SGD(0.1), loss=S(from_logits=True), jit_compile=False)
+        return fed.fit(clients(), rounds=rounds, checkpoint_dir=tmp_path, verbose=0)
+
+    fit("one", 1)
+    assert fit("other", 2).epoch == [0, 1]
+    with pytest.raises(tffed.CheckpointError, match="units: 2 in the checkpoint, 3 here"):
+        fit("one", 3, width=3)

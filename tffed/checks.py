@@ -23,12 +23,15 @@ class DataCheck:
     Args:
         model: A compiled `keras.Model`.
         functional: Its `FunctionalModel`, to see whether it ignores padding; None: it is not asked.
+        before: The check that was used until now, whose columns stay known.
     """
 
-    def __init__(self, model, functional=None):
+    def __init__(self, model, functional=None, before=None):
         self.model = model
         self._functional = functional
-        self._columns = {}  # of the tables that were read first
+        # Of the tables that were read first, and of those that were mapped first.
+        self._columns = before._columns if before else {}
+        self._source_columns = before._source_columns if before else {}
         self._inputs = input_check(model)
         self._targets = target_check(model)
 
@@ -44,7 +47,30 @@ class DataCheck:
 
     def read(self, data, where):
         """Returns checked arrays of `(x, y[, sample_weight])`, with columns as in training."""
-        return checked(in_order(read_examples(data, where), self._columns, where), where).parts
+        reading = read_examples(data, where)
+        return checked(in_order(reading, self._known(reading.columns), where), where).parts
+
+    def _known(self, columns):
+        """The order of columns to ask for, where it is known: a map may have changed names."""
+        if self._columns:
+            return self._columns
+        source = self._source_columns
+        same = all(set(source.get(name, ())) == set(given) for name, given in columns.items())
+        return source if same else {}
+
+    def _in_order(self, clients):
+        """The population with columns, or the columns that it is mapped from, as known."""
+        mapped = clients.source_columns
+        if mapped:
+            known = self._source_columns or self._columns
+            same = all(set(known.get(name, ())) == set(given) for name, given in mapped.items())
+            known = known if same or self._source_columns else mapped
+            clients = clients.source_in_order(known)
+            self._source_columns = known
+        if clients.columns and (known := self._known(clients.columns)):
+            clients = clients.in_order(known)
+        self._columns = self._columns or clients.columns
+        return clients
 
     def population(self, clients) -> ClientData:
         """Returns the population as it is to be trained on: checked, or checked while it is read.
@@ -52,10 +78,7 @@ class DataCheck:
         Raises:
             ValueError: It does not suit the model, or lengths differ and the model sees padding.
         """
-        clients = as_clients(clients)
-        if clients.columns and self._columns:
-            clients = clients.in_order(self._columns)
-        self._columns = self._columns or clients.columns
+        clients = self._in_order(as_clients(clients))
         if isinstance(clients, LazyClientData):
             clients = self._lazy(clients)
         check_inputs(self.model, clients.spec)

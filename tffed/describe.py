@@ -5,26 +5,30 @@ code, and by the constants and functions that the code reads, not by their text:
 lines change nothing.
 """
 
+import collections
 import dataclasses
 import dis
 import functools
 import hashlib
 import re
+import threading
 import types
 
 import numpy as np
 
 from tffed.arguments import plain
+from tffed.held import attributes, class_attributes, globals_of, own, standard
 
-_DEEPEST = 6
-# Attributes of Keras's layers, models and metrics that change while they are used.
-_PASSING = ("autocast", "built", "compiled", "jit_compile", "run_eagerly", "steps_per_execution")
-_PASSING += ("stop_training", "supports_jit", "supports_masking", "name")
+_DEEPEST = 8
+_described = threading.local()  # functions and classes that the present call has met
+_MANY = 64  # entries of a list that are kept one by one; longer ones go by a digest
 _LARGEST = 2**28  # bytes of an array of which each is read; of larger ones, blocks
 
 
 def describe(value, depth=0):
     """A JSON-able value of `value`; of what is not known, its type."""
+    if not depth:
+        _described.code = {}
     if type(value).__name__ == "KerasTensor":
         return "tensor"
     value = plain(value)
@@ -36,10 +40,13 @@ def describe(value, depth=0):
         kept = _without_places(value)
         return {str(plain(k)): describe(v, depth + 1) for k, v in kept.items()}
     if isinstance(value, list | tuple | range):
-        return [describe(v, depth + 1) for v in value]
+        found = [describe(v, depth + 1) for v in value]
+        return found if len(found) <= _MANY else f"{len(found)} entries ({_short(repr(found))})"
     if isinstance(value, set | frozenset):
-        return sorted(repr(v) for v in value)
-    if hasattr(value, "__array__") and hasattr(value, "dtype"):
+        return sorted(repr(describe(v, depth + 1)) for v in value)
+    if isinstance(value, bytes | complex):
+        return repr(value)
+    if hasattr(value, "__array__") and not isinstance(value, type):
         return digest([np.asarray(value)])
     if isinstance(value, functools.partial):
         return {"function": describe(value.func, depth + 1)} | {
@@ -49,8 +56,12 @@ def describe(value, depth=0):
         return describe(value.__func__, depth)
     if isinstance(value, types.FunctionType):
         return _function(value, depth)
+    if isinstance(value, types.BuiltinFunctionType | np.ufunc):
+        return value.__name__
     if isinstance(value, type):
         return _class(value, depth)
+    if standard(type(value)) and own(type(value).__module__):
+        return _of_python(value, depth)
     return _object(value, depth)
 
 
@@ -96,57 +107,72 @@ def _blocks(array):
     return [array[start : start + width] for start in starts]
 
 
+def _once(describe_code):
+    """Describes a function or class once in a call of `describe`; within itself, by its name."""
+
+    def known(value, depth):
+        met = _described.code
+        if value not in met:
+            met[value] = value.__name__
+            met[value] = describe_code(value, depth)
+        return met[value]
+
+    return known
+
+
+@_once
 def _function(value, depth):
     """A function of Keras or NumPy by its name, any other also by its code."""
     name = value.__qualname__.replace("<locals>.", "")
-    if not _own(value.__module__):
+    if not own(value.__module__):
         return name
     closure = [_cell(cell) for cell in value.__closure__ or ()]
-    parts = [value.__defaults__, value.__kwdefaults__, closure, _globals_of(value)]
+    parts = [value.__defaults__, value.__kwdefaults__, closure, globals_of(value)]
     told = repr(_code(value.__code__)) + repr(describe(parts, depth + 1))
     return f"{name} (code {_short(told)})"
 
 
+@_once
 def _class(value, depth):
     name = value.__qualname__.replace("<locals>.", "")
-    functions = {}
+    if depth > _DEEPEST:
+        return name
+    found = {}
     for kind in value.__mro__:
-        if kind is object or not _own(kind.__module__):
+        if kind is object or not own(kind.__module__):
             break
         for attribute, member in vars(kind).items():
             member = getattr(member, "__func__", getattr(member, "fget", member))
             if isinstance(member, types.FunctionType):
-                functions.setdefault(attribute, _function(member, depth + 1))
-    return f"{name} (code {_short(repr(sorted(functions.items())))})" if functions else name
+                found.setdefault(attribute, _function(member, depth + 1))
+        for attribute, held in class_attributes(kind).items():
+            found.setdefault(attribute, describe(held, depth + 1))
+    return f"{name} (code {_short(repr(sorted(found.items())))})" if found else name
+
+
+def _of_python(value, depth):
+    """An object of Python's library by its fields or entries, or its text if that is stable."""
+    if isinstance(value, types.SimpleNamespace):
+        return describe(vars(value), depth + 1)
+    if isinstance(value, collections.deque):
+        return describe(list(value), depth + 1)
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text
 
 
 def _object(value, depth):
-    """An object by its class, and by its configuration, fields or attributes where it has them."""
+    """An object by its class, and by its configuration, fields and attributes."""
     kind = type(value)
     name = _class(kind, depth)
     config = _config(value)
     if config is None and dataclasses.is_dataclass(value):
         config = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if config is None:
-        return {"class": name} | describe(_attributes(value), depth + 1)
-    config = {**config, **_attributes(value)}
+        return {"class": name} | describe(attributes(value, configured=False), depth)
+    config = {**config, **attributes(value)}
     if auto_name(config.get("name"), kind.__name__):
         del config["name"]
-    return {"class": name} | describe(config, depth + 1)
-
-
-def _attributes(value):
-    """What a configuration may lack: the user's functions, and numbers of a user's object."""
-    kind, found = type(value), {}
-    for name, held in getattr(value, "__dict__", {}).items():
-        if isinstance(held, types.FunctionType):
-            if _own(held.__module__) and not hasattr(kind, name):  # else a wrapper of Keras's
-                found[name.strip("_")] = held
-        elif _own(kind.__module__) and not name.startswith("_") and name not in _PASSING:
-            held = plain(held)
-            if isinstance(held, bool | int | float | str):
-                found[name] = held
-    return found
+    return {"class": name} | describe(config, depth)
 
 
 def _config(value):
@@ -154,11 +180,6 @@ def _config(value):
         return value.get_config()
     except Exception:  # whatever a user's object does: then its class has to do
         return None
-
-
-def _own(module):
-    """Whether code of a module is the user's: that of libraries goes by its name."""
-    return (module or "").split(".")[0] not in ("keras", "tensorflow", "numpy", "builtins", "abc")
 
 
 def _code(code):
@@ -175,20 +196,6 @@ def _constant(value):
     if isinstance(value, types.CodeType):
         return _code(value)
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
-
-
-def _globals_of(function):
-    """The numbers, texts and functions of its module that a function reads."""
-    found = {}
-    for name in function.__code__.co_names:
-        value = plain(function.__globals__.get(name))
-        if value is not None and (
-            isinstance(value, bool | int | float | str | tuple)
-            or isinstance(value, types.FunctionType)
-            and _own(value.__module__)
-        ):
-            found[name] = value
-    return found
 
 
 def _cell(cell):

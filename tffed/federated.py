@@ -75,7 +75,7 @@ class Federated:
         self.state = None
         self.history = None
         self._recipe = algorithm
-        self._parts = self._built = None
+        self._parts = self._built = self._check = None
         self._delta = self._population = None
         self._run, self._seed = 0, self.seed
         self.store = None
@@ -183,7 +183,7 @@ class Federated:
             "payloads": payloads,
             **options,
         }
-        self._check = DataCheck(self.model, parts.model)
+        self._check = DataCheck(self.model, parts.model, self._check)
         self._options = {"lanes": lanes, "check": self._check, **options}
         self._use(assembly.build(self._parts))
         self._evaluator = Evaluator(parts.model)

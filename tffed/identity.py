@@ -89,7 +89,9 @@ def _optimizer(optimizer, rate):
 def _model(model):
     """The layers one by one, for messages that can name one, and how they are connected."""
     every = layers(model)
-    return {"layers": [_layer(one) for one in every], "graph": [_nodes(one) for one in every]}
+    found = [_layer(one) for one in every]
+    found[[one is model for one in every].index(True)].pop("name", None)
+    return {"layers": found, "graph": [_nodes(one) for one in every]}
 
 
 def _layer(layer):

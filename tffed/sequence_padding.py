@@ -13,9 +13,11 @@ from tffed.data.lengths import padded
 from tffed.data.nest import map_leaves
 
 _ROWS = 4
+_SAMPLES = 3  # clients whose examples are tried
 _CLIENTS_LOOKED_AT = 64
 _TRIALS = (0.1, 0.5)  # how far the weights are moved: at their first values much is zero
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-4}  # of the largest entry; else half precision
+_ERRORS = (tf.errors.InvalidArgumentError, ValueError)
 
 
 def padding_is_seen(model, clients, opened):
@@ -26,13 +28,26 @@ def padding_is_seen(model, clients, opened):
         clients: A `ClientData`.
         opened: Its nest of `LeafSpec`, with None for the lengths that are padded.
     """
-    parts = _sample(clients)
+    samples = _samples(clients)
+    for parts in samples:
+        told = _padding_changes(model, parts, opened)
+        if told is not None:
+            return told
+    for parts in _others(samples[0]):
+        if _is_defined(model, parts):
+            told = _padding_changes(model, parts, opened)
+            if told is not None:
+                return told
+    return None
+
+
+def _padding_changes(model, parts, opened):
     told = "layers that take no longer sequences"
     for factor in (2, 1):  # a table of positions may be too short for twice the length
         try:
             further = map_leaves(lambda a, spec, f=factor: _longer(a, spec, f), parts, opened)
             return _first_difference(model, parts, further)
-        except (tf.errors.InvalidArgumentError, ValueError) as error:
+        except _ERRORS as error:
             told = f"longer sequences make an error ({str(error).splitlines()[0]})"
     return told
 
@@ -49,19 +64,51 @@ def _first_difference(model, parts, further):
     return None
 
 
-def _sample(clients):
-    """Some examples of a client, the fullest of those of the first few."""
-    best, most = None, -1
+def _samples(clients):
+    """Some examples of each of a few clients; of one that has only zeros, if all have."""
+    found, zeros = [], []
     for client_id in list(clients.ids[:_CLIENTS_LOOKED_AT]):
         if not clients.sizes([client_id])[0]:
             continue
-        parts = clients[client_id]
-        full = int(np.count_nonzero(tf.nest.flatten(parts[0])[0][:_ROWS]))
-        if full > most:
-            best, most = parts, full
-        if full:
+        parts = map_leaves(lambda leaf: leaf[:_ROWS], clients[client_id])
+        full = np.count_nonzero(tf.nest.flatten(parts[0])[0])
+        (found if full else zeros).append(parts)
+        if len(found) == _SAMPLES:
             break
-    return map_leaves(lambda leaf: leaf[:_ROWS], best)
+    return found or zeros[:1]
+
+
+def _others(parts):
+    """The examples with inputs of both signs: a maximum over positive ones ignores zeros."""
+    random = np.random.default_rng(1)
+    tripled = map_leaves(lambda leaf: np.concatenate([leaf] * 3), parts)
+
+    def drawn(leaf):
+        if leaf.dtype.kind != "f":
+            return leaf
+        size = np.abs(leaf).mean() or 1.0
+        values = size * random.normal(size=leaf.shape)
+        third = len(leaf) // 3
+        values[:third] = np.abs(values[:third])
+        values[third : 2 * third] = -np.abs(values[third : 2 * third])
+        return values.astype(leaf.dtype)
+
+    def negative(leaf):
+        return -leaf if leaf.dtype.kind == "i" else leaf
+
+    inputs = map_leaves(drawn, tripled[0])
+    yield (inputs, *tripled[1:])
+    if any(leaf.dtype.kind == "i" for leaf in tf.nest.flatten(inputs)):
+        yield (map_leaves(negative, inputs), *tripled[1:])
+
+
+def _is_defined(model, parts):
+    """Whether the model takes such inputs at all, which are not the clients' own."""
+    try:
+        sums = model.evaluate(model.init(), map_leaves(tf.convert_to_tensor, parts))
+    except _ERRORS:
+        return False
+    return bool(np.isfinite(float(sums[0])))
 
 
 def _longer(leaf, spec, factor):
@@ -76,20 +123,22 @@ def _moved(value, scale, random):
 
 
 def _difference(model, weights, plain, more):
-    names = [variable.path for variable in model.variables]
-    if _is_random(model, weights, plain):
+    begun = model.begin(weights)
+    if _is_random(model, begun, plain):
         if weights.non_trainable:
             return (
                 "layers with random numbers beside others with statistics, so that it cannot be "
                 "found out whether padding changes those"
             )
-        runs = [("loss and metrics", model.evaluate(weights, batch)) for batch in (plain, more)]
-        pairs = [(runs[0][0], runs[0][1], runs[1][1])]
+        runs = [model.evaluate(weights, batch) for batch in (plain, more)]
+        pairs = [("loss and metrics", *runs)]
     else:
-        one, other = (model.grad(weights, batch, _seed(1)) for batch in (plain, more))
-        grads = zip(names, one[0], other[0], strict=True)
+        one, other = (model.grad(begun, batch, _seed(1)) for batch in (plain, more))
+        names = [variable.path for variable in model.variables]
+        grads = zip(names, _dense(one[0]), _dense(other[0]), strict=True)
         pairs = [(f"the gradient of {name}", [a], [b]) for name, a, b in grads]
-        pairs += [("statistics", one[1], other[1]), ("loss and metrics", one[2], other[2])]
+        left = [tf.nest.flatten(run[1]) for run in (one, other)]
+        pairs += [("weights and statistics", *left), ("loss and metrics", one[2], other[2])]
     largest = max(_size(values) for _, values, _ in pairs)
     for name, first, second in pairs:
         for a, b in zip(first, second, strict=True):
@@ -100,8 +149,13 @@ def _difference(model, weights, plain, more):
     return None
 
 
+def _dense(gradients):
+    """The gradients as tensors; of a weight on which the loss does not depend, zero."""
+    return [tf.zeros(()) if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+
 def _is_random(model, weights, batch):
-    runs = [model.grad(weights, batch, _seed(k))[0] for k in (1, 2)]
+    runs = [_dense(model.grad(weights, batch, _seed(k))[0]) for k in (1, 2)]
     return any(np.any(a.numpy() != b.numpy()) for a, b in zip(*runs, strict=True))
 
 

@@ -167,3 +167,13 @@ def test_leaf_numbers_that_would_become_others_are_refused(x, message, tmp_path)
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         data.from_leaf(tmp_path)["a"]
+
+
+def test_a_user_who_stands_in_a_file_twice_is_refused(tmp_path):
+    one, other = '{"x": [[1.0]], "y": [0]}', '{"x": [[2.0]], "y": [1]}'
+    text = f'{{"users": ["a"], "num_samples": [1], "user_data": {{"a": {one}, "a": {other}}}}}'
+    (tmp_path / "part.json").write_text(text)
+    with pytest.raises(ValueError, match="part.json.*'a' stands there more than once"):
+        data.from_leaf(tmp_path)["a"]
+    (tmp_path / "part.json").write_text(text.replace('"a": {"x": [[2.0]]', '"b": {"x": [[2.0]]'))
+    assert data.from_leaf(tmp_path)["a"][0].tolist() == [[1]]

@@ -110,6 +110,39 @@ def test_what_ignores_padding_is_told_from_what_sees_it():
     assert "padding changes" in seen(unmasked, per_step=True)
 
 
+class Counting(layers.Layer):
+    """Counts its calls in a weight of its own, and has a weight that it does not use."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", dtype="int32", trainable=False)
+        self.idle = self.add_weight(shape=(2,), initializer="ones")
+
+    def call(self, x, training=False):
+        if training:
+            self.calls.assign_add(1)
+        return x
+
+
+def test_models_with_counters_and_idle_weights_are_tried_too():
+    pooled = layers.GlobalAveragePooling1D()
+    assert seen(build(pooled, layers.Dense(2), Counting())) is None
+    pooled = layers.GlobalAveragePooling1D()
+    assert "padding changes" in seen(build(pooled, layers.Dense(2), Counting(), mask=False))
+
+
+@pytest.mark.parametrize("noise", [layers.GaussianNoise(0.1), layers.Dropout(0.2)])
+def test_a_maximum_over_positive_values_does_not_hide_the_padding(noise):
+    rng = np.random.default_rng(3)
+    clients = {k: (rng.uniform(1, 2, (4, n, 2)), np.arange(4) % 2) for k, n in enumerate((3, 5))}
+    negative = {k + 2: (-x, y) for k, (x, y) in clients.items()}
+    model = keras.Sequential(
+        [keras.Input((None, 2)), noise, layers.GlobalMaxPooling1D(), layers.Dense(2)]
+    )
+    with pytest.raises(ValueError, match="several lengths, and padding changes"):
+        compiled(model).fit(clients | negative, verbose=0)
+
+
+
 def test_a_table_of_positions_may_end_soon_after_the_longest():
     class Places(layers.Layer):
         def __init__(self):

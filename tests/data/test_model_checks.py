@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from keras import layers
 
+import tffed
 from tffed import data
 from tffed.checks import DataCheck, as_arrays, check_rounds
 from tffed.targets import loss_name
@@ -192,6 +193,52 @@ def test_columns_of_validation_data_are_those_of_training():
                 renamed = other.rename(columns={"age": "size"})
                 check.population(made({7: (renamed, y)})).examples([7])
         np.testing.assert_array_equal(as_arrays((other, y), check)[0], [[35, 2]])
+
+
+def test_mapped_tables_come_in_the_order_of_training(tmp_path):
+    for name, text in (("train", "age,income,y\n30,1,0\n"), ("test", "income,age,y\n2,35,0\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.csv").write_text(text)
+    train, test = (data.from_folder(tmp_path / k, "*.csv", label="y") for k in ("train", "test"))
+
+    def scale(x, y):
+        return x / np.array([10.0, 1.0]), y
+
+    def plain(x, y):
+        return np.asarray(x), y
+
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile(loss="mse")
+    for first, second, want in (
+        (train.map(scale), test.map(scale), [[3.5, 2]]),
+        (train.map(plain).map(scale), test.map(plain).map(scale), [[3.5, 2]]),
+        (train, test.map(scale), [[3.5, 2]]),
+        (train.map(plain), test, [[35, 2]]),
+    ):
+        check = DataCheck(model)
+        check.population(first)
+        got = check.population(second)
+        np.testing.assert_array_equal(got.examples(["a"]).arrays[0], np.float32(want))
+        again = DataCheck(model, before=check).population(second)  # after another compile
+        np.testing.assert_array_equal(again["a"][0], np.float32(want))
+    check = DataCheck(model)
+    check.population(train.map(scale))
+    other = data.from_dict({0: (pd.DataFrame({"size": [1.0], "age": [2.0]}), np.zeros(1))})
+    with pytest.raises(ValueError, match=r"\['income'\] are missing"):
+        check.population(other.map(scale)).examples([0])
+
+
+def test_columns_stay_known_after_another_compile():
+    table = pd.DataFrame({"age": [3.0, 4.0], "income": [1.0, 2.0]})
+    y = np.array([[1.0], [2.0]])
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    fed = tffed.Federated(model, tffed.fed_avg(), seed=1)
+    for _ in range(2):
+        fed.compile(keras.optimizers.SGD(0.01), loss="mse", jit_compile=False)
+        if fed.history is None:
+            fed.fit({0: (table, y)}, verbose=0)
+    want = model.evaluate(table.to_numpy(), y, verbose=0)
+    assert fed.evaluate(table[["income", "age"]], y)["loss"] == pytest.approx(want, rel=1e-5)
 
 
 def test_numbers_of_numpy_are_numbers():

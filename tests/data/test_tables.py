@@ -97,6 +97,21 @@ def test_a_column_has_one_dtype_whatever_file_comes_first(tmp_path):
         np.testing.assert_array_equal(y, [v for i in order for v in want[i]])
 
 
+def test_a_fraction_among_large_numbers_hides_no_merged_ones():
+    def read(*values):
+        return data.from_dict({0: (np.array(values), np.zeros(len(values)))})[0][0]
+
+    for values in ((0.0, 1700000001.5, 1700000060.5), (0.5, 16777217, 16777216, 1e9)):
+        with pytest.raises(ValueError, match="float32 can tell apart.*loses digits"):
+            read(*values)
+    with pytest.warns(UserWarning, match="16777217.0 becomes 16777216.0|33554433.0 becomes"):
+        read(0.5, 16777217, 33554433)
+    physical = np.random.default_rng(0).normal(size=1000) * 1e20
+    for values in (physical, [1.234567e20, 2.345678e20]):
+        with pytest.warns(UserWarning, match="loses digits"):
+            np.testing.assert_array_equal(read(*values), np.float32(values))
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1", "utf-16", "cp1252"])
 def test_encodings(encoding, tmp_path):
     folder(tmp_path, a="größe,y\n1.5,0\n".encode(encoding))
@@ -138,3 +153,20 @@ def test_tables_of_pandas_are_matched_by_name_too():
     np.testing.assert_array_equal(lazy["b"][0], [[35, 1500]])
     with pytest.raises(ValueError, match=r"client 'b'.*\['age'\] are missing"):
         data.from_dict({"a": (one, y), "b": (other[["income"]], y)})
+
+
+def test_partition_keeps_the_names_of_columns():
+    table = pd.DataFrame({"age": [30.0, 40.0], "income": [1.0, 2.0]})
+    clients = data.partition(table, np.zeros(2), clients=2, scheme=data.IID(), seed=0)
+    assert clients.columns == {"x": ("age", "income")}
+    assert clients.subset([1]).columns == clients.columns
+
+
+def test_masked_arrays_are_refused():
+    x = np.ma.masked_array([[1.0], [999.0]], [[False], [True]])
+    with pytest.raises(ValueError, match=r"hides 1 of 2.*\.filled"):
+        data.from_dict({0: (x, np.zeros(2))})
+    with pytest.raises(ValueError, match="y of the data set.*hides 1 of 2"):
+        data.partition(x.filled(0), x[:, 0], clients=1, scheme=data.IID(), seed=0)
+    assert data.from_dict({0: (x.filled(0), np.zeros(2))})[0][0].tolist() == [[1], [0]]
+    assert data.from_dict({0: (x[:1], np.zeros(1))})[0][0].tolist() == [[1]]

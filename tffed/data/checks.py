@@ -93,7 +93,8 @@ def in_order(reading: Reading, columns: dict, where: str) -> Reading:
         return leaf[..., [got.index(column) for column in want]]
 
     parts = _map_named(order, reading.parts)
-    return reading._replace(parts=parts, columns={**reading.columns, **columns})
+    known = {name: columns.get(name, got) for name, got in reading.columns.items()}
+    return reading._replace(parts=parts, columns=known)
 
 
 def checked(reading: Reading, where: str) -> Reading:

@@ -41,11 +41,13 @@ class ClientData:
         lengths_differ: Whether examples are known to differ in length between clients; they are
             padded once `padded` was called.
         columns: `{name of an array: names of its columns}` for those that were read from tables.
+        source_columns: Of a population made by `map`, the columns of what was mapped.
     """
 
     resident = False
     lengths_differ = False
     columns: dict = {}
+    source_columns: dict = {}
 
     def __init__(self, ids: Iterable):
         self._index = IdIndex(ids)
@@ -107,7 +109,7 @@ class ClientData:
 
     def read(self, client_id) -> Reading:
         """Reads a client as it is, without a look at its values."""
-        return Reading(self[client_id], {})
+        return Reading(self[client_id], self.columns)
 
     def map(self, fn: Callable) -> "ClientData":
         """Returns a population whose clients hold `fn(x, y[, sample_weight])`.

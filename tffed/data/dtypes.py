@@ -12,6 +12,9 @@ import numpy as np
 EXACT = 2**24  # whole numbers up to here are exact in float32
 _HALF_UNIT = 2.0**-24  # rounding to float32 changes a number by at most this share
 _HARMLESS = 1e-3  # of a column's spread
+_WHOLE = 2**64  # ids end here; beyond, every float64 is whole
+_COUNTS = 2**43  # whole numbers up to here are ids or instants: few fractions are whole by chance
+_FEW = 0.1  # of large fractions, as many may fall together with another
 
 
 def narrowed(array, name: str, where: str, columns=None):
@@ -50,24 +53,36 @@ def _check_column(values, label, where):
     lost = np.flatnonzero(narrow != values)
     if not len(lost):
         return
-    worst = np.abs(narrow - values).max()
-    spread = values.max() - values.min()
-    whole = np.all(values == np.floor(values))
-    if not whole and worst <= _HARMLESS * spread:
-        return
-    shown = lost[np.argmax(np.abs(narrow - values)[lost])]
+    changes = np.abs(narrow - values)
+    shown = lost[np.argmax(changes[lost])]
     told = (
         f"{label} of {where} loses digits in float32: {float(values[shown])!r} becomes "
         f"{float(narrow[shown])!r}."
     )
-    if whole or np.abs(values).max() > EXACT:
+    large = np.abs(values) >= EXACT
+    harmful = changes.max() > _HARMLESS * (values.max() - values.min())
+    whole = np.all(values == np.floor(values)) and np.abs(values).max() <= _WHOLE
+    if whole or (harmful and large.any()) or _merged(values[large]):
         raise ValueError(
             f"Expected numbers that float32 can tell apart. Received: {told} Leave the column out, "
             "subtract an offset or divide before (clients.map(...) sees the values as they were "
             "read), or keep ids as integers in an array of their own."
         )
-    if len(np.unique(values)) > len(np.unique(narrow)):
+    if changes[large].any() or (harmful and _distinct(values) > _distinct(narrow)):
         warnings.warn(f"{told} Subtract an offset or standardise the column.", stacklevel=2)
+
+
+def _merged(values):
+    """Whether large numbers that are told apart somewhere would not be in float32."""
+    narrow = values.astype(np.float32)
+    if _distinct(narrow) < (1 - _FEW) * _distinct(values):
+        return True
+    counts = (values == np.floor(values)) & (np.abs(values) <= _COUNTS)
+    return _distinct(narrow[counts]) < _distinct(values[counts])
+
+
+def _distinct(values):
+    return len(np.unique(values))
 
 
 def common(first: np.dtype, second: np.dtype):

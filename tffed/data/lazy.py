@@ -89,6 +89,15 @@ class LazyClientData(ClientData):
         """Returns the population with the columns of its tables in the given order."""
         return self.view(columns=columns)
 
+    @property
+    def source_columns(self):
+        """Of a mapped population, the columns of the tables that were mapped."""
+        return self._read.columns if isinstance(self._read, Mapped) else {}
+
+    def source_in_order(self, columns: dict) -> "LazyClientData":
+        """Returns a mapped population whose function takes columns in the given order."""
+        return self.view(read=self._read.in_order(columns), sums={})
+
     def __getitem__(self, client_id):
         client_id = self.ids[self._index.position(client_id)]
         where = self.where(client_id)
@@ -249,6 +258,20 @@ class Mapped:
                 "Received: several, which would be padded unseen. Pad them to one length before."
             )
         return self._fn(*reading.parts) if reading.size else self._nothing
+
+    @functools.cached_property
+    def columns(self) -> dict:
+        """The columns of the tables that are mapped, by this or an earlier function."""
+        return self._given or self._source.source_columns
+
+    @functools.cached_property
+    def _given(self):
+        return self._source.read(self._source.ids[0]).columns
+
+    def in_order(self, columns: dict) -> "Mapped":
+        """Returns the same with the columns of those tables in the given order."""
+        order = self._source.in_order if self._given else self._source.source_in_order
+        return Mapped(order(columns), self._fn)
 
     @functools.cached_property
     def _nothing(self):

@@ -140,7 +140,7 @@ def _skip(text, at, mark) -> int:
 
 def _parse(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding=_ENCODING))
+        content = json.loads(file.read_text(encoding=_ENCODING), object_pairs_hook=_object)
     except ValueError as error:
         raise ValueError(
             f"Expected {str(file)!r} to be JSON in LEAF's layout. Received: a file that cannot be "
@@ -152,6 +152,16 @@ def _parse(file: Path) -> dict:
             "Write the file in LEAF's layout."
         )
     return content
+
+
+def _object(pairs):
+    """A JSON object, in which Python would let the last of equal names win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there more than once; merge or rename these entries")
+    return found
 
 
 def _to_arrays(x, y):

@@ -38,6 +38,7 @@ def raw_array(leaf, name: str, where: str):
     Raises:
         ValueError: It has no array, no leading dimension, or columns that no array can hold.
     """
+    _check_unmasked(leaf, name, where)
     try:
         array = dense(leaf)
     except ValueError as error:
@@ -55,6 +56,16 @@ def raw_array(leaf, name: str, where: str):
     if array.dtype.kind == "f" and column_names(leaf) is not None and hasattr(leaf, "dtypes"):
         _check_table(leaf, name, where)
     return array.astype(object) if array.dtype.kind in "SU" else array
+
+
+def _check_unmasked(leaf, name, where):
+    hidden = np.ma.getmaskarray(leaf) if isinstance(leaf, np.ma.MaskedArray) else np.zeros(1, bool)
+    if hidden.dtype != bool or hidden.any():
+        raise ValueError(
+            f"Expected an array without masked entries in {name} of {where}. Received: a "
+            f"MaskedArray that hides {np.count_nonzero(hidden)} of {leaf.size}; models would see "
+            "what is under the mask. Fill them in with .filled(value), or leave those examples out."
+        )
 
 
 def _check_table(table, name, where):

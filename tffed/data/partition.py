@@ -42,7 +42,8 @@ def partition(
     """
     _check_arguments(clients, scheme, seed)
     clients, seed = plain(clients), plain(seed)
-    arrays = checks.as_examples((x, y, sample_weight), "the data set")
+    reading = checks.read_examples((x, y, sample_weight), "the data set")
+    arrays = checks.checked(reading, "the data set").parts
     total = num_examples(arrays)
     ids = scheme.client_ids(clients)
     if len(ids) > total:
@@ -54,7 +55,7 @@ def partition(
     parts = [np.sort(part) for part in scheme.split(arrays[0], arrays[1], len(ids), rng)]
     rows, sizes = np.concatenate(parts), np.array([len(part) for part in parts])
     _check_split(rows, sizes, len(ids), total, scheme)
-    return ResidentClientData(arrays, ids, rows, sizes)
+    return ResidentClientData(arrays, ids, rows, sizes, reading.columns)
 
 
 def _check_arguments(clients, scheme, seed) -> None:
