@@ -14,35 +14,38 @@ def check_structure(model, y, where):
     Raises:
         ValueError: Names or numbers of the targets differ from those of the outputs.
     """
-    struct = getattr(model, "_outputs_struct", None)
-    outputs = struct if tf.nest.is_nested(struct) else getattr(model, "outputs", None)
-    if not outputs or any(map(tf.nest.is_nested, _values(outputs))):
-        return  # of a subclass, or nested deeper
-    wanted, received = _names(model, outputs), y if tf.nest.is_nested(y) else [y]
-    if isinstance(outputs, dict) and len(received) == _with_loss(model.loss):
-        if len(received) < len(outputs):
-            return  # targets of those outputs alone that have a loss, by place
-    if isinstance(y, dict) and len(wanted) == len(outputs):
-        right = set(y) == set(wanted) and struct is outputs
-    else:
-        right = len(received) == len(outputs)
+    names, by_key = named_outputs(model)
+    received = y if tf.nest.is_nested(y) else [y]
+    if names is None or by_key and len(names) > len(received) == _with_loss(model.loss):
+        return  # in Keras, targets of those outputs alone that have a loss go by place
+    right = len(received) == len(names)
+    if isinstance(y, dict):
+        right = set(y) == set(names) and tf.nest.is_nested(model._outputs_struct)
     if not right:
         got = f"the keys {list(y)}" if isinstance(y, dict) else f"{len(received)} arrays"
         raise ValueError(
-            f"The model has the outputs {wanted}, and takes y with one array an output, by these "
+            f"The model has the outputs {names}, and takes y with one array an output, by these "
             f"names or in this order. Received: y with {got}{where}. Rename or reorder the "
             "targets, e.g. with clients.map(...)."
         )
 
 
+def named_outputs(model):
+    """`(names of a model's outputs, whether they are keys of a dictionary that it returns)`.
+
+    The names are None where they cannot be told: of a subclass, or of outputs nested deeper.
+    """
+    struct, names = getattr(model, "_outputs_struct", None), getattr(model, "output_names", None)
+    if struct is None or any(map(tf.nest.is_nested, _values(struct))):
+        return None, False
+    by_key = isinstance(struct, dict)
+    return (sorted(struct) if by_key else list(names or ()) or None), by_key
+
+
 def _values(nest):
-    return list(nest.values()) if isinstance(nest, dict) else list(nest)
-
-
-def _names(model, outputs):
-    if isinstance(outputs, dict):
-        return sorted(outputs)
-    return list(getattr(model, "output_names", None) or range(len(outputs)))
+    if isinstance(nest, dict):
+        return list(nest.values())
+    return list(nest) if tf.nest.is_nested(nest) else [nest]
 
 
 def _with_loss(loss):
