@@ -18,7 +18,7 @@ def check_compiled(model, loss, metrics, weighted_metrics, class_weight):
     for argument, given in (("metrics", metrics), ("weighted_metrics", weighted_metrics)):
         _check_names(argument, given, keras.metrics.get, ("accuracy", "acc"))
     names, by_key = named_outputs(model)
-    if isinstance(loss, Mapping) and names:
+    if isinstance(loss, Mapping) and (by_key or getattr(model, "output_names", None)):
         asked = {key for key, one in loss.items() if one is not None or not by_key}
         if not (asked <= set(names) if by_key else asked == set(names)):
             raise ValueError(

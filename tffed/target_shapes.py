@@ -20,7 +20,7 @@ def check_structure(model, y, where):
         return  # in Keras, targets of those outputs alone that have a loss go by place
     right = len(received) == len(names)
     if isinstance(y, dict):
-        right = set(y) == set(names) and tf.nest.is_nested(model._outputs_struct)
+        right = set(y) == set(names) and tf.nest.is_nested(_struct(model))
     if not right:
         got = f"the keys {list(y)}" if isinstance(y, dict) else f"{len(received)} arrays"
         raise ValueError(
@@ -35,11 +35,18 @@ def named_outputs(model):
 
     The names are None where they cannot be told: of a subclass, or of outputs nested deeper.
     """
-    struct, names = getattr(model, "_outputs_struct", None), getattr(model, "output_names", None)
+    struct = _struct(model)
+    names = getattr(model, "output_names", None)
     if struct is None or any(map(tf.nest.is_nested, _values(struct))):
         return None, False
     by_key = isinstance(struct, dict)
-    return (sorted(struct) if by_key else list(names or ()) or None), by_key
+    return sorted(struct) if by_key else list(names or range(len(_values(struct)))), by_key
+
+
+def _struct(model):
+    """The nest of a model's outputs; None for a subclass."""
+    graph = getattr(model, "_functional", None) or model  # of a Sequential
+    return getattr(graph, "_outputs_struct", None)
 
 
 def _values(nest):

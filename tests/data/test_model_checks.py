@@ -248,10 +248,12 @@ def named_outputs(kind):
     x = keras.Input((2,))
     a, b = layers.Dense(1, name="a")(x), layers.Dense(1, name="b")(x)
     outputs = {"dict": {"p": a, "q": b}, "list": [a, b], "one": a, "one in a dict": {"p": a}}
+    if kind == "sequential":
+        return keras.Sequential([keras.Input((2,)), layers.Dense(1, name="a")])
     return keras.Model(x, outputs[kind])
 
 
-@pytest.mark.parametrize("kind", ["dict", "list", "one", "one in a dict"])
+@pytest.mark.parametrize("kind", ["dict", "list", "one", "one in a dict", "sequential"])
 @pytest.mark.parametrize("loss", ["mse", {"p": "mse", "q": None}], ids=["mse", "of p alone"])
 def test_names_of_targets_are_those_that_keras_takes(kind, loss):
     if loss != "mse" and kind != "dict":
