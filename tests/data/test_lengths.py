@@ -121,7 +121,8 @@ def test_a_table_of_positions_may_end_soon_after_the_longest():
             return x + self.table(keras.ops.arange(keras.ops.shape(x)[1]))
 
     class Mean(layers.Layer):
-        supports_masking = True
+        def compute_mask(self, x, mask=None):
+            return None
 
         def call(self, x, mask=None):
             mask = keras.ops.cast(mask, x.dtype)[..., None]
