@@ -102,6 +102,19 @@ def test_a_callback_can_stop_training_and_set_weights():
     assert not any(w.any() for w in weights(fed))
 
 
+def test_callbacks_are_taken_alone_nested_and_as_a_list_of_keras_s():
+    class Counting(callbacks.Callback):
+        rounds = 0
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.rounds += 1
+
+    fed, one, two = compiled(), Counting(), Counting()
+    for given in (one, [one, [two]], callbacks.CallbackList([one, two]), ()):
+        fed.fit(population(), callbacks=given, verbose=0)
+    assert (one.rounds, two.rounds) == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("callback", "message"),
     [

@@ -191,6 +191,46 @@ def test_wrong_arguments_of_fit(arguments, message):
     assert same(before, weights(fed))
 
 
+def test_the_number_of_a_round_that_fails_is_that_of_fit():
+    fed = compiled()
+    fed.fit({0: blobs(10)}, rounds=2, verbose=0)
+    overflow = {0: (np.full((4, 4), 3e38, np.float32), np.zeros(4, np.int64))}
+    with pytest.raises(FloatingPointError, match="Every client's update in round 6"):
+        fed.fit(overflow, rounds=7, initial_round=5, verbose=0)
+
+
+def test_a_dictionary_of_clients_is_evaluated_client_by_client():
+    fed, held = compiled(), {"a": blobs(10), "b": blobs(20, 1)}
+    history = fed.fit(held, validation_data=held, verbose=0)
+    found = fed.evaluate(held)
+    for k, cid in enumerate(held):
+        expected = fed.model.evaluate(*held[cid], verbose=0)
+        assert found.metrics["loss"][k] == pytest.approx(expected[0], rel=1e-5)
+    assert fed.evaluate(held, ids=["b"]).ids == ["b"]
+    assert history.history["val_loss"] == pytest.approx([found.pooled["loss"]], rel=1e-5)
+    assert "val_loss_p10" in history.history
+
+
+def test_names_that_keras_resolves_with_the_data_are_taken():
+    fed = tffed.Federated(classifier(), tffed.fed_avg(batch_size=8))
+    fed.compile("sgd", loss="crossentropy", metrics=["acc", "Accuracy", "mse"])
+
+
+def test_losses_by_name_need_the_outputs_names():
+    x = keras.Input((4,))
+    a, b = keras.layers.Dense(1, name="a")(x), keras.layers.Dense(1, name="b")(x)
+    named, listed = {"p": a, "q": b}, [a, b]
+    for outputs, good, bad in (
+        (named, {"p": "mse"}, {"p": "mse", "b": "mse"}),
+        (named, {"p": "mse", "q": "mse"}, {"a": "mse", "b": "mse"}),
+        (listed, {"a": "mse", "b": None}, {"a": "mse"}),
+    ):
+        model = keras.Model(x, outputs)
+        compiled(model=model, loss=good)
+        with pytest.raises(ValueError, match="names of the model's outputs.*Received: loss with"):
+            compiled(model=model, loss=bad)
+
+
 def test_an_unknown_client_is_named():
     with pytest.raises(KeyError, match="no-one"):
         compiled().evaluate(population(), ids=["no-one"])
@@ -206,6 +246,10 @@ def wrong_compiles():
     yield tffed.fed_avg(), {"client_optimizer": "no such"}, "Expected a keras.optimizers"
     yield tffed.fed_avg(), {"loss": None}, "Expected a loss"
     yield tffed.fed_avg(), {"batch_norm": "none"}, "`batch_norm` must be one of"
+    yield tffed.fed_avg(), {"server_optimizer": "mse"}, "`server_optimizer`.*name what.*loss='mse'"
+    yield tffed.fed_avg(), {"class_weight": "balanced"}, "{class: weight}.*'balanced'.*counts"
+    yield tffed.fed_avg(), {"loss": "msee"}, "names that Keras knows. Received: loss='msee'"
+    yield tffed.fed_avg(), {"weighted_metrics": ["acc", "aucc"]}, "weighted_metrics='aucc'"
     yield tffed.fed_avg(), {"lanes": 0}, "`lanes` must be a positive integer"
     yield tffed.fed_avg(), {"aggregator": tffed.mean()}, "Expected an aggregator"
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tffed import optimizers
 from tffed.aggregation import Aggregator, chain, mean
 from tffed.algorithm import Algorithm, Recipe
+from tffed.compile_checks import check_compiled
 from tffed.model import FunctionalModel, from_keras
 from tffed.optimizers import Optimizer
 from tffed.privacy.example_level import ExampleLevel, private_gradients
@@ -68,10 +69,12 @@ def collect(
                 "e.g. server_optimizer=keras.optimizers.SGD(0.1)."
             )
         server_optimizer = keras.optimizers.SGD(1.0)
-    server_optimizer = optimizers.get(server_optimizer)
+    server_optimizer = _optimizer("server_optimizer", server_optimizer)
     if client_optimizer is not None:
-        client_optimizer = optimizers.get(client_optimizer)
+        client_optimizer = _optimizer("client_optimizer", client_optimizer)
         _warn_of_schedule(client_optimizer)
+    checked = ("loss", "metrics", "weighted_metrics", "class_weight")
+    check_compiled(keras_model, *map(arguments.get, checked))
     own = _own_optimizer(keras_model, client_optimizer or server_optimizer, arguments["loss"])
     model = from_keras(keras_model, optimizer=own, **arguments)
     _check_divisors(recipe, keras_model)
@@ -101,6 +104,20 @@ def collect(
         client_optimizer,
         server_optimizer,
     )
+
+
+def _optimizer(argument, given):
+    """The Keras optimizer; the error of one that is none names the argument."""
+    try:
+        return optimizers.get(given)
+    except ValueError as error:
+        hint = ""
+        if isinstance(given, str):
+            hint = (
+                " Without names, compile takes client_optimizer, server_optimizer, loss and "
+                "metrics in this order: name what follows one that is left out, e.g. loss='mse'."
+            )
+        raise ValueError(f"`{argument}`: {error}{hint}") from error
 
 
 def _own_optimizer(model, optimizer, loss):

@@ -25,14 +25,16 @@ _REASONS = {
 
 
 def check_callbacks(callbacks):
-    """The callbacks as a list, each of which can work in a federated run.
+    """The callbacks, one or a nest of them, as a list; each can work in a federated run.
 
     Warns of hooks that will not be called, which many loggers define beside others.
 
     Raises:
         ValueError: One is no Keras callback, or works by training batches.
     """
-    callbacks = list(callbacks or [])
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    callbacks = [] if callbacks is None else keras.tree.flatten(callbacks)  # as Keras does
     for callback in callbacks:
         if not isinstance(callback, keras.callbacks.Callback):
             raise ValueError(

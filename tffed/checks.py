@@ -182,11 +182,24 @@ def as_clients(clients):
     )
 
 
+def is_clients(data):
+    """Whether data are given client by client: a `ClientData`, or a dictionary of clients' data."""
+    if isinstance(data, dict):
+        return bool(data) and all(map(_is_examples, data.values()))
+    return isinstance(data, ClientData)
+
+
+def _is_examples(value):
+    pair = isinstance(value, tuple | list) and len(value) in (2, 3)
+    return pair or hasattr(value, "as_numpy_iterator")
+
+
 def as_arrays(data, check):
     """`(x, y[, sample_weight])` as arrays, checked with a `DataCheck`."""
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise ValueError(
-            "Expected validation data as (x, y) or (x, y, sample_weight), or a ClientData. "
+            "Expected validation data as (x, y) or (x, y, sample_weight), or clients: a "
+            "ClientData, or a dictionary {client id: (x, y)}. "
             f"Received: {type(data).__name__}"
         )
     where = "the validation data"

@@ -38,8 +38,9 @@ def compose(
 
     The server step is `w ← step(w, -mean update)`: with SGD(1.0), `w + mean update`. A client whose
     message holds a NaN, an infinity or a negative weight is left out and counted, and its state
-    stays as it was. A client without examples is passed over and counted as `empty`; with noise for
-    clients it counts like the others, its update being zero. If no client is left, the server still
+    stays as it was. A client without examples is passed over and counted as `empty`, and its bytes
+    in both directions too, as only its answer tells that it is; with noise for clients it counts
+    like the others, its update being zero. If no client is left, the server still
     takes its step, with a zero update: momentum goes on.
 
     Args:

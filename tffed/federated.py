@@ -9,7 +9,7 @@ from tffed import assembly, random, tree
 from tffed.algorithm import Recipe
 from tffed.arguments import integer
 from tffed.callbacks import check_callbacks, without_undefined
-from tffed.checks import DataCheck, as_arrays, check_rounds
+from tffed.checks import DataCheck, as_arrays, as_clients, check_rounds, is_clients
 from tffed.data import ClientData
 from tffed.describe import describe
 from tffed.engines.embedded import Embedded
@@ -219,12 +219,12 @@ class Federated:
             clients_per_round: Size of each round's cohort, drawn uniformly without replacement.
             client_fraction: The same as a share of the population, rounded, at least one client.
             sampler: A sampler of `tffed.data` instead. By default every client takes part.
-            validation_data: `(x, y[, sample_weight])`, or `ClientData` for pooled metrics and
+            validation_data: `(x, y[, sample_weight])`, or clients as above for pooled metrics and
                 their 10th and 90th percentile over clients.
             validation_freq: Rounds from one validation to the next.
-            validation_clients: Whom of a `ClientData` to validate on: a number, for a sample that
+            validation_clients: On which of such clients to validate: a number, for a sample that
                 stays the same, or ids. By default all, but at most 100.
-            callbacks: Keras callbacks; a round is an epoch to them.
+            callbacks: One or more Keras callbacks; a round is an epoch to them.
             initial_round: The number of rounds to count as done.
             checkpoint_dir: Directory of the run's checkpoints.
             checkpoint_freq: Rounds from one checkpoint to the next.
@@ -234,7 +234,8 @@ class Federated:
 
         Returns:
             The `keras.callbacks.History`: training loss and metrics, `val_…`, `clients`,
-            `dropped`, `empty`, `examples`, `bytes_up`, `bytes_down` and `seconds` by round.
+            `dropped`, `empty`, `examples`, `bytes_up`, `bytes_down` and `seconds` by round. Clients
+            without examples (`empty`) are asked and answer: their bytes are counted.
 
         Raises:
             ValueError: An argument or the data is wrong; see the message.
@@ -249,6 +250,8 @@ class Federated:
         self._try(clients)
         sampler = choose_sampler(clients, sampler, clients_per_round, client_fraction)
         callbacks = check_callbacks(callbacks)
+        if is_clients(validation_data):
+            validation_data = as_clients(validation_data)
         validate = self._validator(validation_data, validation_clients)
         self._rates.begin()
         identity = checkpoint_dir and fingerprint(
@@ -304,8 +307,8 @@ class Federated:
         """Evaluates the global model, on pooled data or client by client.
 
         Args:
-            x: Features; or a `ClientData` (a client with weights or statistics of its own is
-                evaluated with those).
+            x: Features; or a `ClientData` or a dictionary `{client id: (x, y)}` (a client with
+                weights or statistics of its own is evaluated with those).
             y: Targets, if `x` holds features.
             sample_weight: As in `keras.Model.evaluate`.
             ids: The clients to evaluate; all by default.
@@ -320,7 +323,7 @@ class Federated:
         if self._parts is None:
             raise ValueError("Call compile(…) before evaluate(…): it sets the loss and metrics.")
         weights = self._functional.init()
-        if isinstance(x, ClientData) and y is None and sample_weight is None:
+        if is_clients(x) and y is None and sample_weight is None:
             x = self._check.population(x)
             return self._evaluate_clients(weights, x, list(x.ids) if ids is None else list(ids))
         if isinstance(x, ClientData) or y is None or ids is not None:
@@ -328,7 +331,8 @@ class Federated:
             given = ", ".join(f"{k}={'None' if v is None else '…'}" for k, v in given.items())
             raise ValueError(
                 "Expected evaluate(x, y[, sample_weight]), or evaluate(clients[, ids=…]) with a "
-                f"ClientData. Received: x of type {type(x).__name__}, {given}."
+                "ClientData or a dictionary {client id: (x, y)}. "
+                f"Received: x of type {type(x).__name__}, {given}."
             )
         return self._evaluator.pooled(weights, as_arrays((x, y, sample_weight), self._check))
 
@@ -421,13 +425,13 @@ class Federated:
         return renewed(self._engine, state, clients, self.store)
 
     def _validator(self, data, whom):
-        if isinstance(data, ClientData):
+        if is_clients(data):
             data = self._check.population(data)
             ids, told = validation_sample(data, whom, self.seed), set()
             return lambda state: self._validate_clients(state, data, ids, told)
         if whom is not None:
             raise ValueError(
-                "Expected validation_clients only where validation_data is a ClientData. Received: "
+                "Expected validation_clients only where validation_data are clients. Received: "
                 f"validation_clients={whom!r}, validation_data of type {type(data).__name__}."
             )
         if data is None:

@@ -87,6 +87,7 @@ def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
             seed=plan.seed,
             store=plan.files.store,
             last=epoch + 1 == plan.rounds.stop,
+            shown=epoch + 1,
         )
         _write_down(plan, state, number, logs["dropped"])
         if plan.validate is not None and (epoch + 1) % plan.validation_freq == 0:

@@ -34,10 +34,21 @@ def by_input(model, nest) -> list:
             f"The model {model.name!r} has {len(inputs)} inputs. Received: clients whose x has "
             f"{len(named)} arrays. Give x as a tuple, list or dictionary with one array an input."
         )
-    if isinstance(nest, dict):
-        names = {i.name: i for i in inputs}
-        inputs = [names.get(name, i) for name, i in zip(sorted(nest), inputs, strict=True)]
+    if isinstance(nest, dict) and len(nest) == len(inputs):
+        inputs = _named(model, nest)
     return [(i, name, leaf) for i, (name, leaf) in zip(inputs, named, strict=True)]
+
+
+def _named(model, nest):
+    """A model's inputs in the order of the sorted names of x, which are Keras's names of them."""
+    struct = getattr(getattr(model, "_functional", None) or model, "_inputs_struct", None)
+    names = struct if isinstance(struct, dict) else {i.name: i for i in model.inputs}
+    if set(nest) != set(names):
+        raise ValueError(
+            f"The model {model.name!r} takes x with the keys {sorted(names)}. Received: clients "
+            f"whose x has the keys {sorted(nest)}. Rename them, e.g. with clients.map(...)."
+        )
+    return [names[name] for name in sorted(nest)]
 
 
 def check_inputs(model, spec):

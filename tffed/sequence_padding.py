@@ -18,6 +18,7 @@ _CLIENTS_LOOKED_AT = 64
 _TRIALS = (0.1, 0.5)  # how far the weights are moved: at their first values much is zero
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-4}  # of the largest entry; else half precision
 _ERRORS = (tf.errors.InvalidArgumentError, ValueError)
+_NAN = "longer sequences make a NaN, as of a table of positions that ends"
 
 
 def padding_is_seen(model, clients, opened):
@@ -46,7 +47,9 @@ def _padding_changes(model, parts, opened):
     for factor in (2, 1):  # a table of positions may be too short for twice the length
         try:
             further = map_leaves(lambda a, spec, f=factor: _longer(a, spec, f), parts, opened)
-            return _first_difference(model, parts, further)
+            told = _first_difference(model, parts, further)
+            if told != _NAN:
+                return told
         except _ERRORS as error:
             told = f"longer sequences make an error ({str(error).splitlines()[0]})"
     return told
@@ -144,6 +147,8 @@ def _difference(model, weights, plain, more):
         for a, b in zip(first, second, strict=True):
             allowed = _TOLERANCE.get(a.dtype.name, 2e-2) * (_size([a]) + 1e-3 * largest)
             worst = _size([tf.cast(a, tf.float64) - tf.cast(b, tf.float64)])
+            if np.isnan(worst):
+                return _NAN
             if not worst <= allowed:
                 return f"padding changes {name} by {worst:.2g} (largest entry {_size([a]):.2g})"
     return None

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from tffed.data.dtypes import first_lost
+from tffed.target_shapes import check_shape, check_structure, closed_sizes
 
 _SPARSE = "sparse_categorical_crossentropy"
 # The least and the greatest target of losses that take no others.
@@ -70,16 +71,25 @@ def losses_by_output(model):
 def target_check(model):
     """A function `(y, where)` that checks targets against the losses.
 
-    What a loss cannot take would give NaN or a wrong loss without a word.
+    What a loss cannot take would give NaN or a wrong loss without a word, or an error of
+    TensorFlow's in the midst of training.
     """
     losses = losses_by_output(model)
+    own = type(model).compute_loss is not keras.Model.compute_loss
+    fitting = set()  # the shapes that losses were seen to take
 
     def check(y, where):
+        if not own:
+            check_structure(model, y, where)
         targets = by_output(model, y) if losses else None
         if targets is None:
             return
         for labels, (loss, kind, output) in zip(targets, losses, strict=True):
             if isinstance(labels, np.ndarray) and labels.size and loss is not None:
+                known = (id(output), *closed_sizes(labels, output))
+                if kind is not None and not own and known not in fitting:
+                    check_shape(labels, kind, loss, output, where)
+                    fitting.add(known)
                 _check_one(labels, kind, loss, output, where)
                 _check_exact(labels, kind, where)
 

@@ -46,7 +46,8 @@ def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> 
     Yields:
         The new state and a dictionary of floats: the training loss and metrics over the cohort's
         local steps, what the aggregator reports, and `clients` that counted, `dropped` and
-        `empty` ones, `examples`, `bytes_up`, `bytes_down` (of all clients together) and `seconds`.
+        `empty` ones, `examples`, `bytes_up`, `bytes_down` (of the whole cohort together: who is
+        dropped or empty was asked, and answered) and `seconds`.
 
     Raises:
         FloatingPointError: Every client of a round sent a NaN or an infinity.
@@ -76,11 +77,12 @@ def renewed(engine, state, clients, store):
     return state._replace(extra=engine.algorithm.renew(weights, total, count))
 
 
-def run_round(engine, state, clients, sampler, *, seed, store, last):
+def run_round(engine, state, clients, sampler, *, seed, store, last, shown=None):
     """Runs the next round: the body of `run_rounds`, whose arguments it has.
 
     Args:
         last: Whether none is to follow; if one is, some of its cohort is read meanwhile.
+        shown: The number that errors give the round; None: that of the state, counted from 1.
 
     Returns:
         What `run_rounds` yields.
@@ -95,7 +97,7 @@ def run_round(engine, state, clients, sampler, *, seed, store, last):
     metrics = numbers(metrics)
     if metrics["dropped"] and metrics["dropped"] + metrics["empty"] == len(ids):
         raise FloatingPointError(
-            f"Every client's update in round {number} holds a NaN or an infinity. "
+            f"Every client's update in round {shown or number + 1} holds a NaN or an infinity. "
             f"Received: {metrics['dropped']:.0f} clients, all left out. Lower the client learning "
             "rate, clip gradients (clipnorm=…), or look for extreme values in the data."
         )

@@ -24,17 +24,20 @@ def test_a_client_without_examples_takes_no_step_and_the_round_goes_on(lazy):
     held = {k: (rng.normal(size=(n, 2)), rng.integers(0, 2, n)) for k, n in enumerate((3, 0, 5))}
     model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
     before, fed = model.get_weights(), compiled(model)
-    ends = []
+    ends, bytes_up = [], []
     for ids in ([0, 1, 2], [0, 2]):
         clients = {k: held[k] for k in ids}
         if lazy:
             clients = data.from_function(ids, held.__getitem__)
         model.set_weights(before)
         fed.state = None
-        assert fed.fit(clients, rounds=1, verbose=0).history["examples"] == [8]
+        history = fed.fit(clients, rounds=1, verbose=0).history
+        assert history["examples"] == [8] and history["empty"] == [len(ids) - 2]
+        bytes_up.append(history["bytes_up"][0])
         ends.append(model.get_weights())
     for with_it, without in zip(*ends, strict=True):
         np.testing.assert_allclose(with_it, without, atol=1e-7)
+    assert bytes_up[0] / 3 == bytes_up[1] / 2  # it was asked, and answers
     with pytest.raises(ValueError, match="one client with examples.*all without"):
         fed.fit(data.from_function([1], held.__getitem__), verbose=0)
 

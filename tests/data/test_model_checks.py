@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tffed
@@ -65,7 +66,7 @@ def test_an_ignored_class_is_a_label(ignored):
     ],
 )
 def test_targets_that_a_loss_cannot_take(loss, good, bad):
-    check = DataCheck(one_layer(loss=loss))
+    check = DataCheck(one_layer(1, loss=loss))
     check((X, np.array(good, "f4")))
     if bad is not None:
         with pytest.raises(ValueError, match=f"The loss {loss_name(loss)} takes targets"):
@@ -127,10 +128,10 @@ def test_numbers_that_the_inputs_dtype_cannot_hold(dtype, x, message):
     model = keras.Sequential([keras.Input((2,), dtype=dtype), layers.Rescaling(1.0)])
     model.compile(loss="mse")
     with pytest.raises(ValueError, match=message):
-        DataCheck(model)((np.array(x), np.zeros(len(x))))
-    DataCheck(model)((np.array([[2.0, 3.0]]), np.zeros(1)))
+        DataCheck(model)((np.array(x), np.zeros((len(x), 1))))
+    DataCheck(model)((np.array([[2.0, 3.0]]), np.zeros((1, 1))))
     with pytest.raises(ValueError, match="computes in float32.*16777217"):
-        DataCheck(model)((np.ones((1, 2)), np.array([2**24 + 1])))
+        DataCheck(model)((np.ones((1, 2)), np.array([[2**24 + 1]])))
 
 
 def test_the_client_is_named_and_lazy_ones_are_checked_too():
@@ -158,10 +159,10 @@ def test_validation_data_are_checked_likewise():
 
 def test_targets_of_lazy_clients_have_the_dtype_of_the_loss():
     data_of = {0: (X, np.array([3, 4])), 1: (X, np.array([3.5, 4]))}
-    for loss, first, dtype in (("mse", 0, "float32"), (SPARSE(), 0, "int64")):
-        check = DataCheck(one_layer(9, loss=loss))
+    for loss, units, dtype in (("mse", 1, "float32"), (SPARSE(), 9, "int64")):
+        check = DataCheck(one_layer(units, loss=loss))
         clients = check.population(data.from_function(data_of, data_of.__getitem__))
-        assert clients[first][1].dtype == dtype
+        assert clients[0][1].dtype == dtype
         assert clients.spec[1].dtype == dtype
 
 
@@ -246,3 +247,91 @@ def test_numbers_of_numpy_are_numbers():
     for wrong in (np.float32(2), True, np.int64(0)):
         with pytest.raises(ValueError, match="`rounds` must be an integer of at least 1"):
             check_rounds(wrong, 0, 1, 1)
+
+
+def test_shapes_of_targets_are_those_that_keras_takes():
+    """The witness is Keras's own loss of as many examples as no layer has units."""
+    losses = ["mse", "mae", "huber", "log_cosh", "binary_crossentropy", "kl_divergence", "hinge"]
+    losses += ["categorical_crossentropy", "poisson", SPARSE(), keras.losses.MeanSquaredError()]
+    for loss in losses:
+        refused = 0
+        for units in (1, 3):
+            model = one_layer(units, loss=loss)
+            check = DataCheck(model)
+            for shape in ((), (1,), (2,), (3,), (3, 1)):
+                x, y = np.ones((7, 2), "f4"), np.zeros((7, *shape), "f4")
+                try:
+                    model.compute_loss(x, tf.constant(y), model(x))
+                except (ValueError, tf.errors.InvalidArgumentError):
+                    with pytest.raises(ValueError, match="takes targets.*Received.*client 'b'"):
+                        check((x, y), "client 'b'")
+                    refused += 1
+                else:
+                    check((x, y))
+        assert 2 <= refused <= 9, loss
+
+
+def test_a_shape_that_fits_by_chance_is_refused():
+    with pytest.raises(ValueError, match=r"mean_squared_error .* \[n, 3\].*Received: .* \[n\] of"):
+        DataCheck(one_layer()).population({"a": (np.ones((3, 2)), np.zeros(3))})
+
+
+def test_one_hot_labels_have_a_loss_of_their_own():
+    with pytest.raises(ValueError, match=r"integer labels.*\[n, 3\] of client 'a'.*np.argmax"):
+        DataCheck(one_layer(loss=SPARSE())).population({"a": (X, np.eye(3)[KIND])})
+
+
+def test_targets_of_open_lengths_fit():
+    model = keras.Sequential([keras.Input((None, 2)), layers.Dense(3)])
+    model.compile(loss=SPARSE())
+    check = DataCheck(model)
+    for steps in (4, 5):
+        check((np.ones((2, steps, 2)), np.zeros((2, steps), int)))
+    with pytest.raises(ValueError, match=r"\[n, any\], integer labels.*Received: .*\[n, 4, 3\]"):
+        check((np.ones((2, 4, 2)), np.zeros((2, 4, 3), int)))
+
+
+def named_outputs(kind):
+    x = keras.Input((2,))
+    a, b = layers.Dense(1, name="a")(x), layers.Dense(1, name="b")(x)
+    outputs = {"dict": {"p": a, "q": b}, "list": [a, b], "one": a, "one in a dict": {"p": a}}
+    if kind == "sequential":
+        return keras.Sequential([keras.Input((2,)), layers.Dense(1, name="a")])
+    return keras.Model(x, outputs[kind])
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "one", "one in a dict", "sequential"])
+@pytest.mark.parametrize("loss", ["mse", {"p": "mse", "q": None}], ids=["mse", "of p alone"])
+def test_names_of_targets_are_those_that_keras_takes(kind, loss):
+    if loss != "mse" and kind != "dict":
+        loss = "mae"
+    x, y = np.ones((7, 2), "f4"), np.zeros((7, 1), "f4")
+    nests = [y, [y], [y, y], (y, y), [y, y, y], {"p": y}, {"a": y}, {"u": y}]
+    nests += [{"p": y, "q": y}, {"a": y, "b": y}, {"p": y, "u": y}]
+    for nest in nests:
+        model = named_outputs(kind)
+        model.compile(loss=loss)
+        check = DataCheck(model)
+        try:
+            model.compute_loss(x, tf.nest.map_structure(tf.constant, nest), model(x))
+        except (ValueError, KeyError, TypeError):
+            with pytest.raises(ValueError, match="has the outputs.*Received: y with.*client 'b'"):
+                check((x, nest), "client 'b'")
+        else:
+            check((x, nest))
+
+
+def test_names_of_inputs_are_those_that_keras_takes():
+    a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+    out = layers.Dense(1)(layers.Concatenate()([a, b]))
+    two, three = np.ones((2, 2)), np.ones((2, 3))
+    for inputs, good, bad in (
+        ([a, b], {"a": two, "b": three}, {"a": two, "u": three}),
+        ({"b": a, "a": b}, {"b": two, "a": three}, {"p": two, "q": three}),
+    ):
+        model = keras.Model(inputs, out)
+        model.compile(loss="mse")
+        y = np.zeros(2)
+        DataCheck(model).population({0: (good, y)})
+        with pytest.raises(ValueError, match=r"keys \['a', 'b'\]. Received: .*Rename"):
+            DataCheck(model).population({0: (bad, y)})

@@ -309,24 +309,27 @@ def test_an_infinity_leaves_out_the_client_that_holds_it(batched):
     assert_close(state.weights, others.weights)
 
 
-def test_an_id_without_a_row_leaves_out_its_client():
-    def model():
+@pytest.mark.parametrize("jit", [True, False])
+def test_an_id_without_a_row_leaves_out_its_client(jit):
+    def model(shift=0):
         keras.utils.set_random_seed(4)
-        layers = keras.layers
-        return keras.Sequential(
-            [keras.Input((7,), dtype="int32"), layers.Embedding(11, 4), layers.Flatten(),
-             layers.Dense(3)]
-        )  # fmt: skip
+        inputs = keras.Input((7,), dtype="int32")
+        rows = keras.layers.Embedding(11, 4)(inputs + shift)
+        return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(rows)))
 
-    rng = np.random.default_rng(0)
+    rng, recipe = np.random.default_rng(0), tffed.fed_avg(batch_size=4)
     data = {i: (rng.integers(0, 11, (9, 7), "int32"), rng.integers(0, 3, 9)) for i in range(2)}
-    expected, _, _ = train(tffed.fed_avg(batch_size=4), tffed.data.from_dict(data), True, model())
-    for wrong in (11, -1):
+    expected, _, _ = train(recipe, tffed.data.from_dict(data), jit, model())
+    for wrong in (11, -12):
         bad = np.where(np.arange(7) == 3, wrong, data[0][0])
         population = tffed.data.from_dict({**data, "bad": (bad.astype("int32"), data[0][1])})
-        state, history, capacity = train(tffed.fed_avg(batch_size=4), population, True, model())
-        assert capacity == 9 and history[0]["dropped"] == 1
+        state, history, _ = train(recipe, population, jit, model())
+        assert history[0]["dropped"] == 1
         assert_close(state.weights, expected.weights)
+    # As in Keras, ids below 0 count from the end.
+    shifted, history, _ = train(recipe, tffed.data.from_dict(data), jit, model(-11))
+    assert history[0]["dropped"] == 0
+    assert_close(shifted.weights, expected.weights)
 
 
 def test_a_whole_client_batch_keeps_the_graph():
