@@ -120,7 +120,7 @@ def prune(
         put=_put,
         codecs=lambda value: (Trimmed(), *(Raw() for _ in value[1:])),
         advance=advance,
-        name=f"prune({final_sparsity}, {begin}, {end}, {every}, {power}, {initial_sparsity}, "
+        name=f"prune({final_sparsity}, {begin}, {end}, {every}, {power:g}, {initial_sparsity}, "
         f"{per_tensor})",
     )
 

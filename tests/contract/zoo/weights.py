@@ -109,7 +109,7 @@ def weighted_metrics():
     return Trial(two_layers(), clients(real(6), real(1), share()), compiled=compiled)
 
 
-@case
+@case(refused="divides by the sum of the sample weights")
 def loss_divided_by_its_weights():
     loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
     return Trial(two_layers(), clients(real(6), real(1), share()), loss)
