@@ -450,5 +450,8 @@ def test_a_lookup_is_tried_on_the_clients_own_values():
     model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(layers.Embedding(3, 2)(ids))))
     fed = tffed.Federated(model, tffed.fed_avg(batch_size=2))
     fed.compile(keras.optimizers.SGD(0.1), loss="mse")
-    history = fed.fit({"a": (np.array([[10], [30], [20]]), Y[:3])}, verbose=0).history
+    x = np.array([[10], [30], [20]])
+    expected = float(np.mean((model.predict(x, verbose=0) - Y[:3]) ** 2))
+    assert fed.evaluate(x, Y[:3])["loss"] == pytest.approx(expected, rel=1e-5)
+    history = fed.fit({"a": (x, Y[:3])}, verbose=0).history
     assert np.isfinite(history["loss"]).all()

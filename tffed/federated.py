@@ -325,6 +325,7 @@ class Federated:
         weights = self._functional.init()
         if is_clients(x) and y is None and sample_weight is None:
             x = self._check.population(x)
+            self._try(x)
             return self._evaluate_clients(weights, x, list(x.ids) if ids is None else list(ids))
         if isinstance(x, ClientData) or y is None or ids is not None:
             given = {"y": y, "sample_weight": sample_weight, "ids": ids}
@@ -334,7 +335,9 @@ class Federated:
                 "ClientData or a dictionary {client id: (x, y)}. "
                 f"Received: x of type {type(x).__name__}, {given}."
             )
-        return self._evaluator.pooled(weights, as_arrays((x, y, sample_weight), self._check))
+        arrays = as_arrays((x, y, sample_weight), self._check)
+        self._try_on(arrays)
+        return self._evaluator.pooled(weights, arrays)
 
     def predict(self, x, **arguments):
         """`model.predict(x)` of the global model."""
@@ -405,7 +408,10 @@ class Federated:
     def _try(self, clients):
         """Tries the model on some of the first client's examples, before anything is traced."""
         first = next(cid for cid in clients.ids if clients.sizes([cid])[0])
-        self._functional.zeros(tree.map(lambda leaf: tf.constant(leaf[:3]), clients[first]))
+        self._try_on(clients[first])
+
+    def _try_on(self, arrays):
+        self._functional.zeros(tree.map(lambda leaf: tf.constant(leaf[:3]), arrays))
 
     def _keep(self, state, store):
         self.state, self.store = state, store
