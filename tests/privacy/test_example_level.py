@@ -281,7 +281,7 @@ class Counting(L.Layer):
         (L.BatchNormalization(), LOSS, "Received: the BatchNormalization layer"),
         (L.Dense(4, kernel_regularizer="l2"), LOSS, "regularizers or add_loss"),
         (Penalised(4), LOSS, "regularizers or add_loss"),
-        (Counting(), LOSS, "Received: .*, a statistic of the examples"),
+        (Counting(), LOSS, "Received: .*, which a call changes by the examples"),
         (
             L.Dense(4),
             keras.losses.SparseCategoricalCrossentropy(True, reduction="mean_with_sample_weight"),

@@ -152,14 +152,15 @@ def _check_by_unit(layer):
         raise _refusal(layer, "with channels first")
     if name == "Activation":
         _check_activation(layer, layer.activation)
-    for setting, value in layer.get_config().items():
-        if setting in _BY_ENTRY and not _same_for_all(setting, value):
+    for setting in _BY_ENTRY:  # a configuration has other forms of arrays
+        value = getattr(layer, setting, None)
+        if value is not None and not _same_for_all(setting, value):
             raise _refusal(layer, f"whose {setting}={value} has an entry for each")
 
 
 def _same_for_all(setting, value):
     if setting == "noise_shape":
-        return value is None or value[-1] in (None, 1)
+        return value[-1] in (None, 1)
     return np.size(value) == 1
 
 
