@@ -203,7 +203,9 @@ def keras_gradient_of(model, batch):
 
 def test_small_float16_gradients_do_not_vanish():
     x, y = tensors((numbers(ROWS, 5), numbers(ROWS, 3, seed=1)))
-    model = keras.Sequential([keras.Input((5,)), L.Dense(3, dtype="mixed_float16")])
+    policy = keras.dtype_policies.DTypePolicy("mixed_float16")
+    model = keras.Sequential([keras.Input((5,)), L.Dense(3, dtype=policy)])
+    model.dtype_policy = policy
     # Backpropagated errors of about 1e-8, below float16's least number 6e-8.
     functional, grad, weights = pure(model, loss="mse", loss_weights=1e-7)
     grads, _, _ = grad(weights, (x, y), random.seed(1))
