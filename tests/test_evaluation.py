@@ -8,7 +8,8 @@ from sklearn.metrics import log_loss
 import tffed
 from tests.shell import LOSS, blobs, classifier, compiled
 from tffed.data.client_data import ResidentClientData
-from tffed.evaluation import validation_sample
+from tffed.evaluation import Evaluator, validation_sample
+from tffed.model import from_keras
 
 M = keras.metrics
 
@@ -90,16 +91,15 @@ def test_class_weights_weigh_training_alone():
 
 def test_a_loss_that_divides_by_its_weights_is_pooled_by_them():
     x, y, w = numbers(600, 4), numbers(600, seed=1), np.geomspace(0.01, 10, 600, dtype=np.float32)
-    model = linear()
-    fed = federated(model, keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"))
+    model = linear()  # Federated refuses such a loss in training
+    pure = from_keras(model, keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"))
+    evaluator = Evaluator(pure)
     errors = np.square(model.predict(x, verbose=0) - y)[:, 0]
     expected = np.average(errors.astype(np.float64), weights=w)
-    assert fed.evaluate(x, y, w)["loss"] == pytest.approx(expected, rel=1e-5)  # 3 batches
-    parts = {k: (x[c], y[c], w[c]) for k, c in enumerate((slice(0, 100), slice(100, 600)))}
-    evaluation = fed.evaluate(tffed.data.from_dict(parts))
-    assert evaluation.pooled["loss"] == pytest.approx(expected, rel=1e-5)
+    pooled = evaluator.pooled(pure.init(), (x, y, w))["loss"]  # 3 batches
+    assert pooled == pytest.approx(expected, rel=1e-5)
     unweighted = (x[:5], y[:5], np.zeros(5, np.float32))
-    assert np.isnan(fed.evaluate(*unweighted)["loss"])
+    assert np.isnan(evaluator.pooled(pure.init(), unweighted)["loss"])
 
 
 def masked(ignore=None):
@@ -209,10 +209,12 @@ def test_validation_reads_the_same_sample_in_each_round_and_after_a_resume(tmp_p
     read, resumed, fed = [], [], compiled(tffed.fed_avg())
     chosen = {"validation_clients": 7, "checkpoint_dir": tmp_path}
     fit_on(lazily(2000, read), fed, 2, **chosen)
-    assert len(read) == 2 * 7 and read[:7] == read[7:] and len(set(read)) == 7
+    first, *sample = read  # the first client tells what the data are like
+    assert first == 0
+    assert len(sample) == 2 * 7 and sample[:7] == sample[7:] and len(set(sample)) == 7
     fed = compiled(tffed.fed_avg())
     fit_on(lazily(2000, resumed), fed, 3, **chosen)
-    assert resumed == read[:7]
+    assert resumed == read[:8]
     history = fit_on(lazily(2000, read), fed, validation_clients=[5, 3]).history
     assert read[-2:] == [5, 3] and "val_accuracy_p10" in history
 
@@ -224,7 +226,7 @@ def test_wrong_validation_clients(whom):
 
 
 def test_validation_clients_without_a_population_and_unknown_ones():
-    with pytest.raises(ValueError, match="only where validation_data is a ClientData"):
+    with pytest.raises(ValueError, match="only where validation_data are clients"):
         fit_on(blobs(5), validation_clients=3)
     with pytest.raises(KeyError, match="99"):
         fit_on(lazily(30, []), validation_clients=[1, 99])
