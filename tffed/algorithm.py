@@ -10,6 +10,8 @@ state, total ──finish──▶ state, metrics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import tensorflow as tf
+
 from tffed import random, tree
 from tffed.model import ModelWeights
 from tffed.wire import Raw
@@ -39,6 +41,16 @@ class ServerState(NamedTuple):
     noise: Any = ()
     down: Any = ()
     part: Any = ()
+
+    def __repr__(self):
+        return without_secret(self)
+
+
+def without_secret(record):
+    """The text of a named tuple, with nothing of its `noise`: texts end up in logs."""
+    found = {**record._asdict()} | ({"noise": "(secret)"} if tf.is_tensor(record.noise) else {})
+    said = ", ".join(f"{name}={value!r}" for name, value in found.items())
+    return f"{type(record).__name__}({said})"
 
 
 def raw(nest):
@@ -93,18 +105,18 @@ class Algorithm(NamedTuple):
 
 
 class Uses(NamedTuple):
-    """How a round uses the examples of the client that uses each of its own most.
+    """How a round uses the examples of its clients.
 
     Attributes:
-        passes: In how many steps one example takes part, if steps go through them in turn.
-        steps: The number of steps, and
-        rate: the expected share of the examples in a step, if each step draws its own from all;
-            None where steps take all.
+        passes: In how many steps one example takes part at most, if steps go through them in turn.
+        sampled: `((steps, rate), …)` if each step draws its own from all of a client's: for
+            clients of each number of batches the steps, and the largest expected share of the
+            examples in one. No client's part costs more than that of the worst of these. None
+            where steps take all.
     """
 
     passes: int
-    steps: int | None = None
-    rate: float | None = None
+    sampled: tuple | None = None
 
 
 class Recipe(NamedTuple):
@@ -161,6 +173,9 @@ class Broadcast(NamedTuple):
     noise: Any = ()
     part: Any = ()
     mask: Any = ()
+
+    def __repr__(self):
+        return without_secret(self)
 
 
 class LocalUpdate(NamedTuple):

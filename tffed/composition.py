@@ -194,7 +194,9 @@ class _Composition:
         nothing = tree.zeros_like(full)
         left_out = nothing._replace(dropped=tf.constant(1.0))
         if self._aggregator.private:  # what is divided by must not tell who was left out
-            left_out = left_out._replace(update=update._replace(stats=nothing.update.stats))
+            total = tree.select(tree.all_finite(update.total), update.total, nothing.update.total)
+            kept = update._replace(total=total, stats=nothing.update.stats)
+            left_out = left_out._replace(update=kept)
         else:  # who has no examples is passed over; of a finite message
             full = tree.select(message.examples > 0, full, nothing._replace(empty=full.empty))
         return tree.select(ok, full, left_out)
@@ -289,9 +291,9 @@ def _told(message):
 
 
 def _check_extra(name, aggregator, extra):
-    if aggregator.private and tf.nest.flatten(extra):
+    if aggregator.mechanisms and tf.nest.flatten(extra):
         raise ValueError(
-            f"{name} sends more than its update, which noise on the sum of the updates does not "
+            f"{name} sends more than its update, which noise on the updates or their sum does not "
             f"cover. Received: the aggregator {aggregator.name}. Use an algorithm that sends "
             "updates alone (fed_avg, fed_prox, fed_opt, fed_sgd), or noise in the clients' steps."
         )

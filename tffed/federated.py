@@ -1,5 +1,6 @@
 """`Federated`: federated training of a Keras model with Keras's own verbs."""
 
+import json
 import warnings
 
 import keras
@@ -25,7 +26,9 @@ from tffed.fitting import (
 )
 from tffed.identity import compiled, fingerprint, population
 from tffed.privacy.budget import plan
-from tffed.privacy.ledger import Ledger
+from tffed.privacy.ledger import Ledger, Record
+from tffed.privacy.spent import mark
+from tffed.privacy.unprotected import watched
 from tffed.progress import RoundProgress
 from tffed.resume import RunFiles
 from tffed.store import ClientStore
@@ -57,7 +60,6 @@ class Federated:
         state: The `ServerState` after the last round, or None.
         history: The `keras.callbacks.History` of the last `fit`, or None.
         store: The `ClientStore` of the clients' own states, or None before the first `fit`.
-        ledger: The `tffed.privacy.Ledger`: what all `fit`s so far have released.
 
     Raises:
         ValueError: `algorithm` is no recipe, or `seed` no integer that can seed.
@@ -76,10 +78,27 @@ class Federated:
         self.history = None
         self._recipe = algorithm
         self._parts = self._built = self._check = None
-        self._delta = self._population = None
+        self._budget = self._population = None
         self._run, self._seed = 0, self.seed
         self.store = None
-        self.ledger = Ledger()
+        self._ledger = Ledger()
+
+    @property
+    def ledger(self):
+        """The `tffed.privacy.Ledger`: what all `fit`s so far have released."""
+        return self._ledger
+
+    def __reduce__(self):
+        raise TypeError(
+            "A Federated cannot be copied or pickled: it holds the secret of its noise, and the "
+            "copy would spend the same privacy again, uncounted. Received: a copy of it. Save the "
+            "model (model.save), go on from checkpoint_dir=… elsewhere, or make a new Federated."
+        )
+
+    __copy__ = __reduce__
+
+    def __deepcopy__(self, memo):
+        self.__reduce__()
 
     def compile(
         self,
@@ -230,7 +249,8 @@ class Federated:
             checkpoint_freq: Rounds from one checkpoint to the next.
             verbose: 0 silent, 1 lines and on a terminal a bar, 2 lines, "auto" is 1.
             privacy: A `tffed.privacy.Budget`: sets the noise multiplier where none was given, and
-                ends the run before the round that would exceed it.
+                ends the run before the round that would exceed it. It holds for later calls, too,
+                until one gives another.
 
         Returns:
             The `keras.callbacks.History`: training loss and metrics, `val_…`, `clients`,
@@ -254,17 +274,22 @@ class Federated:
             validation_data = as_clients(validation_data)
         validate = self._validator(validation_data, validation_clients)
         self._rates.begin()
-        identity = checkpoint_dir and fingerprint(
-            self._recipe,
-            self._settings,
-            clients,
-            sampler,
-            self._rates,
-            self.model,
-            validation_data,
-        )
+        identity = None
+        if checkpoint_dir or self._algorithm.mechanisms:
+            identity = fingerprint(
+                self._recipe,
+                self._settings,
+                clients,
+                sampler,
+                self._rates,
+                self.model,
+                validation_data,
+            )
         files = RunFiles(checkpoint_dir, identity, self.store)
-        stop, terms = self._protect(clients, sampler, initial_round, rounds, files, privacy)
+        beside = watched(clients, validation_data, callbacks)
+        spending, stop = self._protect(
+            clients, sampler, initial_round, rounds, files, privacy, beside
+        )
         history = keras.callbacks.History()
         shown = RoundProgress(rounds, bar=None if verbose in ("auto", 1) else False)
         everything = [*map(without_undefined, callbacks), history, *([shown] if verbose else [])]
@@ -280,8 +305,10 @@ class Federated:
             history=history,
             files=files,
             seed=self._seed,
-            terms=terms,
+            terms=spending.terms,
             ledger=self.ledger,
+            exposures=spending.exposures,
+            context=json.dumps(identity, sort_keys=True).encode(),
         )
         self.model.stop_training = False
         try:
@@ -361,7 +388,8 @@ class Federated:
         """
         from tffed.privacy.report import report
 
-        delta = self._delta if delta is None else delta
+        if delta is None and self._budget is not None:
+            delta = self._budget.delta
         if delta is None:
             raise ValueError(
                 "Expected δ, which is customarily below 1 / number of units. Received: "
@@ -376,13 +404,16 @@ class Federated:
         else:
             self._engine = Embedded(built.algorithm, **self._options)
 
-    def _protect(self, clients, sampler, initial_round, rounds, files, budget):
-        """`(round to stop before, Terms)` of a fit; puts in the noise that its budget asks for."""
+    def _protect(self, clients, sampler, initial_round, rounds, files, budget, beside):
+        """`(Spending, round to stop before)`; puts in the noise that the budget asks for."""
         done = files.peek()
         first = 0 if self.state is None else int(self.state.round)
+        budget = self._budget = self._budget if budget is None else budget
         if done is not None:
             initial_round, first = done["epoch"], done["round"]
-            self.ledger = self.ledger.resumed(done["privacy"])
+            self._ledger = self.ledger.resumed(done["privacy"])
+            for record in done["noted"]:
+                self.ledger.record(Record.from_json(record))
         found = plan(
             self._parts,
             self._built,
@@ -395,15 +426,16 @@ class Federated:
             budget=budget,
             fixed_noise=self._noise_seed is not None,
             resumed=done is not None,
+            watched=beside,
         )
         if found.built is not self._built:
             self._use(found.built)
-        if budget is not None:
-            self._delta = budget.delta
+        if found.terms.mechanism is not None:
+            mark(self.model, self.ledger)
         stop = initial_round + found.rounds
         if stop < rounds:
             warnings.warn(f"{budget} ends the run after round {stop} of {rounds}.", stacklevel=3)
-        return stop, found.terms
+        return found, stop
 
     def _try(self, clients):
         """Tries the model on some of the first client's examples, before anything is traced."""
@@ -428,6 +460,12 @@ class Federated:
         state = self.state._replace(weights=weights)
         if before == self._population:
             return state
+        if self._algorithm.mechanisms:
+            warnings.warn(
+                "The clients' ids are other ones than in the fit before. Rounds are counted by id: "
+                "persons who have another id now are protected less than the report says.",
+                stacklevel=5,
+            )
         return renewed(self._engine, state, clients, self.store)
 
     def _validator(self, data, whom):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tffed.arguments import fraction, integer
 from tffed.callbacks import Snapshot
 from tffed.data import Sampler, Uniform
-from tffed.privacy.terms import SCHEDULE
+from tffed.privacy.accounts import Accounts
 from tffed.training import run_round
 
 
@@ -31,6 +31,8 @@ class Plan(NamedTuple):
         seed: Integer seed.
         terms: The `tffed.privacy.terms.Terms` of the rounds.
         ledger: The `tffed.privacy.ledger.Ledger` that they are written to.
+        exposures: As in `tffed.privacy.budget.Spending`.
+        context: Bytes that the noise of the rounds is bound to (see `RoundNoise`).
     """
 
     clients: Any
@@ -46,6 +48,8 @@ class Plan(NamedTuple):
     seed: int
     terms: Any
     ledger: Any
+    exposures: list | None = None
+    context: bytes = b""
 
 
 def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
@@ -75,21 +79,26 @@ def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
     if plan.terms.mechanism is not None and plan.files.empty:
         # Else a run that is killed in its first round would draw other noise.
         save(state, rounds.start)
+    accounts = Accounts(plan, state)
     for epoch in rounds:
         plan.all_callbacks.on_epoch_begin(epoch)
         state = rates.write(_with_weights(plan, model, state))
         number = int(state.round)
+        accounts.check(number)
         state, logs = run_round(
             engine,
             state,
             plan.clients,
-            plan.sampler,
+            accounts.cohorts,
             seed=plan.seed,
             store=plan.files.store,
             last=epoch + 1 == plan.rounds.stop,
             shown=epoch + 1,
+            context=plan.context,
         )
-        _write_down(plan, state, number, logs["dropped"])
+        # Before anybody sees what the round released, it is written down and done.
+        accounts.write(state, number, logs["dropped"], engine.release)
+        keep(state, plan.files.store)
         if plan.validate is not None and (epoch + 1) % plan.validation_freq == 0:
             logs |= {f"val_{name}": value for name, value in plan.validate(state).items()}
         state = _show_callbacks(plan, model, state, epoch, logs)
@@ -103,14 +112,6 @@ def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
     plan.all_callbacks.on_train_end()
     # EarlyStopping, for one, puts the best weights back at the end.
     keep(state._replace(weights=model.init()), plan.files.store)
-
-
-def _write_down(plan, state, number, dropped):
-    """Writes what round `number` released into the ledger."""
-    cohort = ()
-    if plan.terms.scheme == SCHEDULE:
-        cohort = plan.sampler.sample(plan.clients, seed=plan.seed, round=number)
-    plan.ledger.record(plan.terms.at(float(state.optimizer.learning_rate)), cohort, dropped)
 
 
 def _show_callbacks(plan, model, state, epoch, logs):

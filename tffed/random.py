@@ -53,10 +53,45 @@ def of_run(value, run):
 
 
 def secret(value=None):
-    """A secret seed of 128 bits of the operating system's entropy; or of an integer, for tests."""
-    if value is None:
-        return tf.constant(np.frombuffer(os.urandom(16), np.int64))
-    return tf.cast(seed(value), tf.int64)
+    """A secret seed of 128 bits of the operating system's entropy.
+
+    Or of an integer in [0, 2**62), for experiments that must be repeated: such a one is `known`.
+    """
+    if value is not None:
+        return tf.cast(seed(value), tf.int64)
+    while known(drawn := np.frombuffer(os.urandom(16), np.int64)):
+        pass  # one in 2**66
+    return tf.constant(drawn)
+
+
+def known(secret):
+    """Whether a secret seed is of an integer that somebody gave, so that it protects nobody."""
+    return bool(np.all(np.asarray(secret) >> 31 == 0))
+
+
+def bound(secret, *things):
+    """A secret seed that only these things lead to: keyed BLAKE2b of their bytes.
+
+    Args:
+        secret: A secret seed.
+        *things: Nests of tensors, arrays, text and bytes.
+    """
+    digest = hashlib.blake2b(digest_size=16, key=secret.numpy().tobytes())
+    for leaf in tf.nest.flatten(things):
+        array = np.asarray(leaf)
+        if array.dtype.hasobject:
+            content = repr(array.tolist()).encode()
+        else:
+            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        digest.update(f"{array.dtype.str}{array.shape}{len(content)}:".encode())
+        digest.update(content)
+    return tf.constant(np.frombuffer(digest.digest(), np.int64))
+
+
+def cohort_seed(secret):
+    """The integer seed of cohorts that nobody is to know, from a run's secret seed."""
+    words = bound(secret, "cohorts").numpy().view(np.uint64)
+    return int(words[0] >> np.uint64(2))
 
 
 def fold_in(seed, number):

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tffed.checkpoint import Checkpoints
+from tffed.journal import Journal
 from tffed.store import ClientStore
 
 
@@ -47,6 +48,7 @@ class RunFiles:
             return
         self._checkpoints = Checkpoints(directory, keep=keep)
         self._clients = Path(directory) / "clients.sqlite"
+        self._journal = Journal(Path(directory) / "releases.jsonl")
 
     @property
     def empty(self):
@@ -54,12 +56,21 @@ class RunFiles:
         return self._checkpoints is not None and self._checkpoints.latest() is None
 
     def peek(self):
-        """`{"epoch", "round", "privacy"}` of the newest checkpoint, or None if there is none."""
+        """`{"epoch", "round", "privacy"}` of the newest checkpoint, or None if there is none.
+
+        And `"noted"`: the records of `note` of rounds after it.
+        """
         if self._checkpoints is None or self.empty:
             return None
         manifest = self._checkpoints.load(expect=self._fingerprint).manifest
         found = {name: manifest[name] for name in ("epoch", "round")}
-        return found | {"privacy": manifest["history"]["privacy"]}
+        noted = [r for r in self._journal.read() if r["number"] >= found["round"]]
+        return found | {"privacy": manifest["history"]["privacy"], "noted": noted}
+
+    def note(self, record):
+        """Writes down that a round was released, before anybody sees it; see `Ledger.record`."""
+        if self._checkpoints is not None:
+            self._journal.add(record.to_json())
 
     def load(self, like):
         """The newest checkpoint as a `Resumed`, or None if there is none.
@@ -104,6 +115,7 @@ class RunFiles:
         leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(state)]
         oldest = self._checkpoints.save(number, [*leaves, *arrays], manifest)
         self.store.prune(oldest)
+        self._journal.drop_before(oldest)
 
 
 def _plain(value):

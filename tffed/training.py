@@ -53,11 +53,34 @@ def run_rounds(engine, state, clients, sampler, *, rounds, seed, store=None) -> 
         FloatingPointError: Every client of a round sent a NaN or an infinity.
     """
     store = ClientStore() if store is None else store
+    cohorts = Cohorts(clients, sampler, seed)
     for left in reversed(range(rounds)):
         state, metrics = run_round(
-            engine, state, clients, sampler, seed=seed, store=store, last=left == 0
+            engine, state, clients, cohorts, seed=seed, store=store, last=left == 0
         )
         yield state, metrics
+
+
+class Cohorts:
+    """Who takes part in which round: each cohort is drawn once, also where it is looked at before.
+
+    Args:
+        clients: A `ClientData`.
+        sampler: What draws them.
+        seed: The integer seed that they follow from.
+    """
+
+    def __init__(self, clients, sampler, seed):
+        self._clients, self._sampler, self._seed = clients, sampler, seed
+        self._drawn = {}
+
+    def of(self, number):
+        """The ids of the cohort of round `number`."""
+        if number not in self._drawn:
+            kept = {n: ids for n, ids in self._drawn.items() if n == number - 1}
+            ids = self._sampler.sample(self._clients, seed=self._seed, round=number)
+            self._drawn = kept | {number: ids}
+        return self._drawn[number]
 
 
 def renewed(engine, state, clients, store):
@@ -77,25 +100,29 @@ def renewed(engine, state, clients, store):
     return state._replace(extra=engine.algorithm.renew(weights, total, count))
 
 
-def run_round(engine, state, clients, sampler, *, seed, store, last, shown=None):
+def run_round(engine, state, clients, cohorts, *, seed, store, last, shown=None, context=b""):
     """Runs the next round: the body of `run_rounds`, whose arguments it has.
 
     Args:
+        cohorts: The `Cohorts`.
         last: Whether none is to follow; if one is, some of its cohort is read meanwhile.
         shown: The number that errors give the round; None: that of the state, counted from 1.
+        context: What else the noise of the round is bound to (see `RoundNoise`).
 
     Returns:
         What `run_rounds` yields.
     """
     start = time.perf_counter()
     number = int(state.round)
-    ids = sampler.sample(clients, seed=seed, round=number)
-    then = () if last else sampler.sample(clients, seed=seed, round=number + 1)
+    ids = cohorts.of(number)
+    then = () if last else cohorts.of(number + 1)
     state, metrics = engine.run_round(
-        state, clients, ids, seed=random.seed(seed), store=store, then=then
+        state, clients, ids, seed=random.seed(seed), store=store, then=then, context=context
     )
     metrics = numbers(metrics)
-    if metrics["dropped"] and metrics["dropped"] + metrics["empty"] == len(ids):
+    # With noise for clients who is dropped counts as zero, and no error may tell of it.
+    shown_drops = not any(m.unit == "client" for m in engine.algorithm.mechanisms)
+    if shown_drops and metrics["dropped"] and metrics["dropped"] + metrics["empty"] == len(ids):
         raise FloatingPointError(
             f"Every client's update in round {shown or number + 1} holds a NaN or an infinity. "
             f"Received: {metrics['dropped']:.0f} clients, all left out. Lower the client learning "

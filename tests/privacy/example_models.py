@@ -126,7 +126,7 @@ MODELS = {
         "ghost",
     ),
     "attention": (attention, (5, 8), "ghost"),
-    "subclassed": (Subclassed, (3, 4), "ghost"),
+    "subclassed": (Subclassed, (3, 4), "vectorized"),
     "shared": (shared, (6,), "vectorized"),
     "tied": (Tied, (3, 4), "vectorized"),
     "time first": (TimeFirst, (3, 4), "vectorized"),

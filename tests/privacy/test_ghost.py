@@ -75,8 +75,8 @@ def test_every_method_gives_the_same_and_microbatches_too(name):
     ("name", "method", "why"),
     [
         ("shared", "ghost", "not used once"),
-        ("tied", "ghost", "not those of single examples"),
-        ("time first", "ghost", "not those of single examples"),
+        ("tied", "ghost", "Tied is no layer of Keras's"),
+        ("time first", "ghost", "TimeFirst is no layer of Keras's"),
         ("masked", "ghost", "masks"),
         ("attention", "vectorized", "products go wrong"),
         ("masked", "vectorized", "loops"),

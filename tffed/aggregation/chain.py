@@ -10,7 +10,7 @@ from tffed.aggregation.downlink import Downlink
 from tffed.aggregation.soundness import check_adds, check_down, check_part, check_private
 from tffed.aggregation.stage import Stage, codecs, sequence
 from tffed.aggregation.submodel import WHOLE, Submodel
-from tffed.mechanism import SERVER_SUM
+from tffed.mechanism import AVERAGED_WEIGHTS, SERVER_SUM
 from tffed.wire import Raw
 
 
@@ -27,6 +27,9 @@ class Reducer(NamedTuple):
         bounded: Whether no weight exceeds 1.
         denominator: What the sum is divided by, if that depends on no client; else None.
         adds: Whether over the rounds the results add up to what clients have sent, or follow it.
+        moves: `(bound, clients) -> distance`: how far, in the L2 norm, the result of so many
+            clients moves at most if one of them, whose vector's norm is at most `bound`, sends
+            zeros; None: no bound is known, as of votes and medians.
     """
 
     weight: Callable
@@ -36,6 +39,7 @@ class Reducer(NamedTuple):
     bounded: bool = False
     denominator: float | None = None
     adds: bool = True
+    moves: Callable | None = None
 
 
 class EncodedUpdate(NamedTuple):
@@ -73,8 +77,10 @@ class Aggregator(NamedTuple):
         name: The names of the parts.
         mechanisms: The `tffed.privacy.Mechanism`s of the stages.
         denominator: That of the reducer.
-        private: Whether the sum is noised: then no client is left out of it, not even one whose
-            value is not finite (it counts as zero).
+        private: Whether the sum, or what follows from it, is noised: then no client is left out of
+            it, not even one whose value is not finite (it counts as zero).
+        moves: `(bound, clients) -> distance` of the reducer.
+        noised: Of each stage, whether it has noise.
         calibrate: `(noise_multiplier) -> Aggregator`: the same with other noise.
         settle: `(before, after, present) -> weights`: from the weights before and after the
             server's step to those that it keeps; `present` is by how much weight of clients each
@@ -100,6 +106,8 @@ class Aggregator(NamedTuple):
     calibrate: Callable
     settle: Callable
     release: Callable
+    moves: Callable
+    noised: tuple
     part: Submodel = WHOLE
 
 
@@ -171,6 +179,8 @@ def chain(*parts, down=()) -> Aggregator:
         calibrate=calibrate,
         settle=whole.settle,
         release=whole.sequence.release,
+        moves=reducer.moves,
+        noised=tuple(stage.mechanism is not None for stage in stages),
         part=part,
     )
 
@@ -182,7 +192,7 @@ class _Chain:
         self.sequence = sequence(*stages)
         self.bound = self.sequence.bound(None)
         self.mechanisms = tuple(s.mechanism for s in stages if s.mechanism is not None)
-        self.private = any(m.place == SERVER_SUM for m in self.mechanisms)
+        self.private = any(m.place in (SERVER_SUM, AVERAGED_WEIGHTS) for m in self.mechanisms)
         self._part = part
         self._reducer = reducer
         self._decodes = any(stage.decodes for stage in stages)

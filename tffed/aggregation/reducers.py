@@ -54,7 +54,9 @@ def mean(weighting="examples", *, max_weight=None, denominator=None) -> Reducer:
     extras = f", max_weight={max_weight}" if max_weight is not None else ""
     extras += f", denominator={denominator}" if denominator is not None else ""
     bounded = weighting == "uniform" or max_weight is not None
-    return Reducer(weight, finish, False, f"mean({weighting}{extras})", bounded, denominator)
+    moves = (lambda bound, clients: bound / (denominator or clients)) if bounded else None
+    name = f"mean({weighting}{extras})"
+    return Reducer(weight, finish, False, name, bounded, denominator, moves=moves)
 
 
 def median() -> Reducer:

@@ -98,6 +98,13 @@ def check_private(stages, mechanisms, bound, reducer):
             "denominator=…)."
         )
     _check_order(stages, mechanisms[0])
+    if mechanisms[0].place == AVERAGED_WEIGHTS and reducer.moves is None:
+        raise ValueError(
+            "Noise on the averaged weights protects a client as far as one update moves them "
+            f"little, and {reducer.name} may turn every entry for one client. Received: "
+            f"{reducer.name} with {stages[-1].name}. Use mean(…), or noise on the sum "
+            "(tffed.privacy.gaussian)."
+        )
     if mechanisms[0].place == AVERAGED_WEIGHTS and bound is None:
         raise ValueError(
             "Noise on the averaged weights protects no one while updates have any size. Received: "

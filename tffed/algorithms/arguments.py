@@ -28,18 +28,20 @@ def check_local_work(local_epochs, local_steps, batch_size):
 
 
 def uses(work):
-    """`(clients) -> Uses` of such local work: those of the client with the fewest examples.
-
-    None if the number of steps is not known before.
-    """
+    """`(clients) -> Uses` of such local work; None if the number of steps is not known before."""
     if isinstance(work["local_steps"], AdaptiveSteps):
         return None
+    epochs, steps, size = (work[n] for n in ("local_epochs", "local_steps", "batch_size"))
 
     def find(clients):
-        epochs, steps, size = (work[n] for n in ("local_epochs", "local_steps", "batch_size"))
-        fewest = int(clients.sizes().min()) if size is not None else 1
-        batches = max(1, math.ceil(fewest / (size or 1)))
-        steps = batches * epochs if steps is None else steps
-        return Uses(math.ceil(steps / batches), steps, min(1.0, (size or 1) / fewest))
+        if size is None:
+            return Uses(steps or epochs, ((steps or epochs, 1.0),))
+        counts = sorted({int(n) for n in clients.sizes() if n}, reverse=True)
+        fewest = {math.ceil(n / size): n for n in counts}  # by the number of batches
+        worst = [(epochs * batches if epochs else steps, n) for batches, n in fewest.items()]
+        if not epochs:  # of as many steps, those that draw the larger shares
+            worst = worst[-1:]
+        passes = epochs or math.ceil(steps / min(fewest))
+        return Uses(passes, tuple((taken, min(1.0, size / n)) for taken, n in worst))
 
     return find

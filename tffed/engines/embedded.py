@@ -13,6 +13,7 @@ from tffed.arguments import positive_integer
 from tffed.engines.cohort import alike, chunks
 from tffed.engines.program import trace
 from tffed.engines.reading import Reader
+from tffed.engines.round_noise import RoundNoise
 from tffed.model_call import example
 
 # Sorting and indexing the padded rows of small clients costs too much beyond this.
@@ -58,6 +59,7 @@ class Embedded:
         bytes_up: Bytes that all clients of the last round sent: the lengths of the payloads that
             `tffed.wire` would make of their messages.
         bytes_down: Bytes that they received.
+        release: Of the last round, what its noise was bound to (see `RoundNoise.release`).
 
     Raises:
         ValueError: `lanes` is not a positive integer.
@@ -79,6 +81,7 @@ class Embedded:
         self.algorithm = algorithm
         self.lanes = positive_integer("lanes", lanes)
         self.bytes_up = self.bytes_down = 0
+        self.release = None
         self._padded = {}
         self._may_jit = bool(jit_compile and algorithm.maskable)
         self._may_batch = gpu if batched is None else batched
@@ -93,7 +96,7 @@ class Embedded:
         self._reader = Reader(self._prepare)
         self._ahead = 2 * lanes
 
-    def run_round(self, state, clients, ids, *, seed, store, then=()):
+    def run_round(self, state, clients, ids, *, seed, store, then=(), context=b""):
         """Runs one round.
 
         Args:
@@ -103,10 +106,13 @@ class Embedded:
             seed: A seed tensor, from `tffed.random.seed`.
             store: A `ClientStore`; receives the clients' new states under the number of the round.
             then: The ids of the next cohort, if known: some are read while this one trains.
+            context: What else the noise of the round is bound to; see `RoundNoise`.
 
         Returns:
             `(state, metrics)`: the new state and a dictionary of float32 tensors.
         """
+        noise = RoundNoise(state, context)
+        state = noise.begin(state)
         bc, fresh = self._start(state)
         self._settle(clients)
         parts, program, total, states = self._parts(clients, ids), None, None, {}
@@ -114,8 +120,11 @@ class Embedded:
         self._start_workers(len(parts))
         merge = _stack if self.algorithm.collect else tree.add
 
+        def with_noise(read, states):
+            return noise.of_clients(bc, () if clients.resident else read, states)
+
         def run(part, ready):
-            return self._run_chunk(part, ready.result(), bc, fresh, seed, store)
+            return self._run_chunk(part, ready.result(), with_noise, fresh, seed, store)
 
         following = self._parts(clients, then)[: self._ahead] if not clients.resident else []
         results = self._in_lanes(run, clients, parts, following)
@@ -132,10 +141,12 @@ class Embedded:
         if self.algorithm.send is None:
             measures = program.down.measure(self.algorithm.sent_down(bc)[0])
             self.bytes_down = len(ids) * program.down.length([m.numpy() for m in measures])
-        state, metrics = program.finish(state, program.nothing if total is None else total, seed)
+        total = program.nothing if total is None else total
+        state, metrics = program.finish(noise.of_server(state, total), total, seed)
+        self.release = noise.release
         if states:
             store.put_all(int(state.round), states)
-        return state, metrics
+        return noise.end(state), metrics
 
     def client_states(self, state, store, ids):
         """The states of some clients, stacked leaf by leaf; new ones for clients without one."""
@@ -194,7 +205,7 @@ class Embedded:
                 chunk.cancel()
             wait(waiting)
 
-    def _run_chunk(self, part, ready, bc, fresh, seed, store):
+    def _run_chunk(self, part, ready, with_noise, fresh, seed, store):
         program, arrays, rows, sizes = ready
         keys = np.stack([random.client_key(cid) for cid in part])
         number = len(part)
@@ -203,6 +214,7 @@ class Embedded:
             sizes = np.pad(sizes, (0, program.clients - number))
             keys = np.pad(keys, ((0, program.clients - number), (0, 0)))
         states = self._states(store, part, fresh, len(sizes))
+        bc = with_noise((arrays, rows), states)
         rows, sizes, count = (tf.constant(v, tf.int32) for v in (rows, sizes, number))
         report, new = program.chunk(bc, arrays, rows, sizes, count, tf.constant(keys), states, seed)
         if self.algorithm.collect:

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tffed import random, tree
 from tffed.engines.embedded import Embedded
+from tffed.engines.round_noise import RoundNoise
 from tffed.local import LocalData
 from tffed.wire import WireError
 
@@ -37,9 +38,11 @@ class Packed(Embedded):
         self._report = tf.function(algorithm.report, autograph=False)
         self._send = algorithm.send and tf.function(self._sent, autograph=False)
 
-    def run_round(self, state, clients, ids, *, seed, store, then=()):
+    def run_round(self, state, clients, ids, *, seed, store, then=(), context=b""):
         """Runs one round, as `Embedded.run_round` does."""
         del then
+        noise = RoundNoise(state, context)
+        state = noise.begin(state)
         bc, fresh = self._start(state)
         number = int(state.round)
         program, *_ = self._prepare(clients, [])
@@ -49,17 +52,24 @@ class Packed(Embedded):
         for cid in ids:
             down = common or self._packed(program, self._send(bc, _key(cid), seed), number)
             self.bytes_down += len(down)
-            received = _tensors(program.down.unpack(down, number))._replace(noise=bc.noise)
+            received = _tensors(program.down.unpack(down, number))
+            _, arrays, rows, _ = self._prepare(clients, [cid])
+            read = () if clients.resident else (arrays, rows)
             own = self._own_state(store, cid, fresh)
-            payload, new = self._run_client(program, clients, cid, received, own, seed, number)
+            received = received._replace(noise=noise.of_clients(bc, read, own).noise)
+            message, new = self._client(
+                received, arrays, tf.constant(rows, tf.int32), _key(cid), own, seed
+            )
+            payload = program.up.pack(_numpy(message), number)
             self.bytes_up += len(payload)
             report = self._report(bc, self._read(program, cid, self._carry(cid, payload), number))
             total = self._added(total, report)
             states[cid] = [leaf.numpy() for leaf in tf.nest.flatten(new)]
-        state, metrics = program.finish(state, total, seed)
+        state, metrics = program.finish(noise.of_server(state, total), total, seed)
+        self.release = noise.release
         if any(states.values()):
-            store.put_all(number, states)
-        return state, metrics
+            store.put_all(int(state.round), states)
+        return noise.end(state), metrics
 
     def _sent(self, bc, key, seed):
         return self.algorithm.send(bc, random.client_seed(seed, bc.round, key))
@@ -71,13 +81,6 @@ class Packed(Embedded):
 
     def _packed(self, program, bc, number):
         return program.down.pack(_numpy(self.algorithm.sent_down(bc)[0]), number)
-
-    def _run_client(self, program, clients, cid, bc, state, seed, number):
-        """A client's payload, and its new state."""
-        _, arrays, rows, _ = self._prepare(clients, [cid])
-        rows = tf.constant(rows, tf.int32)
-        message, new = self._client(bc, arrays, rows, _key(cid), state, seed)
-        return program.up.pack(_numpy(message), number), new
 
     def _read(self, program, cid, payload, number):
         """The message in the bytes; if there is none, one that the server leaves out."""

@@ -12,7 +12,7 @@ import numpy as np
 from tffed.arguments import real
 from tffed.privacy import loss_distribution
 from tffed.privacy.dp_accounting import load
-from tffed.privacy.releases import ADD_OR_REMOVE, FIXED_SIZE, POISSON, TREE, check
+from tffed.privacy.releases import ADD_OR_REMOVE, FIXED_SIZE, POISSON, TREE, Release, check
 
 _ACCOUNTANTS = ("pld", "rdp")
 # Finest grid of privacy losses; and its width over epsilon, which moves epsilon by 1e-4 of itself.
@@ -51,15 +51,17 @@ def event(releases):
     return dp.ComposedDpEvent(parts) if parts else dp.NoOpDpEvent()
 
 
-def account(releases, delta, accountant=None):
+def account(releases, delta, accountant=None, grid=None):
     """The guarantee of all releases together.
 
     Args:
-        releases: A sequence of `Release`, all of one relation.
+        releases: A sequence of `Release`, all of one relation; or of alternatives, each such a
+            sequence, of which the worst holds.
         delta: The probability with which the guarantee may fail; less than 1 / population.
         accountant: `"rdp"`: Rényi divergences (Mironov 2017). `"pld"`: privacy loss distributions
             (Koskela, Jälkö, Honkela 2020; Doroshenko et al. 2022), which are tight. None: both, and
             the smaller epsilon holds.
+        grid: The width of the grid of privacy losses; None: see `interval`.
 
     Returns:
         `Spent`; its epsilon is infinite if some release has no noise.
@@ -68,15 +70,34 @@ def account(releases, delta, accountant=None):
         ValueError: See `event`; or several relations, or a delta outside (0, 1).
     """
     releases = tuple(releases)
+    if releases and not isinstance(releases[0], Release):
+        return _worst(releases, delta, accountant, grid)
     _check_account(releases, delta, accountant)
     relation = releases[0].relation if releases else ADD_OR_REMOVE
     by_rdp = rdp_epsilon(releases, delta)
     if accountant == "rdp" or by_rdp in (0.0, math.inf):
         return Spent(by_rdp, delta, accountant or "rdp", relation)
-    by_pld = pld_epsilon(releases, delta, interval(by_rdp))
+    by_pld = pld_epsilon(releases, delta, grid or interval(by_rdp))
     if accountant is None and by_rdp < by_pld:
         return Spent(by_rdp, delta, "rdp", relation)
     return Spent(by_pld, delta, "pld", relation)
+
+
+def _worst(alternatives, delta, accountant, grid):
+    """`account` of the alternative with the largest epsilon.
+
+    Tight accounting takes long, so it is done in the order of the epsilons by Rényi divergences,
+    which bound it, and ends where these are no larger.
+    """
+    bounds = {tuple(one): account(one, delta, "rdp") for one in alternatives}
+    found = None
+    for releases, bound in sorted(bounds.items(), key=lambda pair: -pair[1].epsilon):
+        if found is not None and bound.epsilon <= found.epsilon:
+            break
+        here = bound if accountant == "rdp" else account(releases, delta, accountant, grid)
+        if found is None or here.epsilon > found.epsilon:
+            found = here
+    return found
 
 
 def epsilon(releases, delta, *, accountant=None):

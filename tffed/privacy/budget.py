@@ -51,15 +51,30 @@ class Spending(NamedTuple):
         built: The `tffed.assembly.Built` to train with.
         terms: The `Terms` of its rounds.
         rounds: How many rounds it may do.
+        exposures: With a budget, where the rounds of each client are counted: in how many the
+            busiest one takes part up to each; else None.
     """
 
     built: object
     terms: object
     rounds: int
+    exposures: list | None = None
 
 
 def plan(
-    parts, built, *, clients, sampler, seed, first, rounds, ledger, budget, fixed_noise, resumed
+    parts,
+    built,
+    *,
+    clients,
+    sampler,
+    seed,
+    first,
+    rounds,
+    ledger,
+    budget,
+    fixed_noise,
+    resumed,
+    watched=(),
 ) -> Spending:
     """Settles the noise and the number of rounds of a `fit`, before it starts.
 
@@ -75,6 +90,7 @@ def plan(
         budget: The `Budget`, or None.
         fixed_noise: Whether the noise follows from a known seed.
         resumed: Whether the run goes on from a checkpoint; it may then be at its end.
+        watched: As in `terms`.
 
     Raises:
         ValueError: Noise without a multiplier or a budget, a budget without noise or already spent,
@@ -88,7 +104,7 @@ def plan(
             "tffed.privacy.gaussian(clip=1.0), tffed.mean('uniform'))."
         )
     if not mechanisms:
-        return Spending(built, terms(built, sampler, clients), rounds)
+        return Spending(built, terms(built, sampler, clients, fixed_noise=fixed_noise), rounds)
     mechanism = mechanisms[0]
     if mechanism.kind == "tree":
         check_trees(mechanism.period, sampler, clients, seed, first, rounds)
@@ -98,13 +114,13 @@ def plan(
             f"{mechanism.name} a noise_multiplier, or fit(…, privacy=tffed.privacy.Budget("
             "epsilon=…, delta=…))."
         )
-    here = terms(built, sampler, clients, fixed_noise=fixed_noise)
+    here = terms(built, sampler, clients, fixed_noise=fixed_noise, watched=watched)
     counted = here.scheme == SCHEDULE
     most = exposures(sampler, clients, seed, first, rounds) if counted else [0] * (rounds + 1)
 
     def spent(here, count):
-        entries = [*ledger.entries, Entry(here, count, most[count], 0)]
-        return releases(entries, here.mechanism.unit, budget.relation)
+        entries = [*ledger.entries, Entry(here, count, most[count], 0, first)]
+        return releases(entries, here.mechanism.unit, budget.relation, believed=True)
 
     if _open(mechanism):
         def with_noise(multiplier):
@@ -112,10 +128,10 @@ def plan(
             return spent(here._replace(mechanism=new), rounds)
 
         built = build(parts, _solve(budget, ledger, with_noise))
-        here = terms(built, sampler, clients, fixed_noise=fixed_noise)
+        here = terms(built, sampler, clients, fixed_noise=fixed_noise, watched=watched)
     if budget is not None:
         rounds = _allowed(budget, rounds, lambda count: spent(here, count), resumed)
-    return Spending(built, here, rounds)
+    return Spending(built, here, rounds, most if counted and budget is not None else None)
 
 
 def _open(mechanism):

@@ -109,13 +109,11 @@ def epsilon_by_round(releases_after, total, delta, accountant=None, points=30):
     rounds = np.unique(np.linspace(min(1, total), total, points).round().astype(int))
     whole = tuple(releases_after(total))
     end = accounting.account(whole, delta, accountant)
-    by_pld = end.accountant == "pld" and 0 < end.epsilon < math.inf
-    interval = accounting.interval(accounting.rdp_epsilon(whole, delta)) if by_pld else None
+    by_rdp = accounting.account(whole, delta, "rdp").epsilon
+    grid = accounting.interval(by_rdp) if math.isfinite(by_rdp) else None
     epsilons = [
-        accounting.pld_epsilon(prefix, delta, interval)
-        if by_pld
-        else accounting.rdp_epsilon(prefix, delta)
-        for prefix in (tuple(releases_after(int(n))) for n in rounds)
+        accounting.account(releases_after(int(n)), delta, end.accountant, grid).epsilon
+        for n in rounds
     ]
     return rounds, np.array(epsilons)
 

@@ -23,11 +23,24 @@ def check(model):
     Raises:
         ValueError: The loss or its computation is not Keras's own, or works on other floats.
     """
+    foreign = [layer for layer in layers(model) if not _known(layer)]
+    if foreign:
+        raise ValueError(
+            f"{type(foreign[0]).__name__} is no layer of Keras's, and what it makes of an example "
+            "may depend on how many others there are"
+        )
     own = type(model).compute_loss.__module__.startswith("keras.")
     if not own or not all(gives_each_a_value(loss) for loss in tf.nest.flatten(model.loss)):
         raise ValueError("the loss is not one of Keras's that give each example a value")
     if any(getattr(layer, "mask_zero", False) or _masks(layer) for layer in layers(model)):
         raise ValueError("Keras's masks weigh the examples of a batch by one another")
+
+
+def _known(layer):
+    """Whether a layer is known to treat the examples of a batch apart, however many they are."""
+    code = [type(layer).call, type(layer).__call__]
+    keras_own = all(getattr(one, "__module__", "").startswith("keras.") for one in code)
+    return keras_own and not isinstance(layer, keras.layers.Lambda)
 
 
 def _masks(layer):

@@ -12,7 +12,8 @@ from tffed.local import dense
 from tffed.model_call import CallScope, call, example, layers, state_of
 from tffed.privacy import ghost
 
-_TRIED, _CLOSE = 3, 1e-3
+# Examples that a method is tried on: as many as a batch has, where that is known, up to the latter.
+_TRIED, _MOST_TRIED, _CLOSE = 3, 64, 1e-3
 # Kernels of oneDNN give wrong products for the shapes that vectorized_map makes of the former.
 _PRODUCTS, _LOOPS = "batched products go wrong", "loops are slow, and take long to trace"
 _NOT_VECTORIZED = dict.fromkeys(("BatchMatMul", "BatchMatMulV2", "Einsum"), _PRODUCTS)
@@ -246,7 +247,10 @@ def _try(method, name, model, keras_model, spec):
     # Dropout draws other numbers for a batch than for single examples.
     still = name == "ghost" and state_of(keras_model).draws
     seed = None if still else random.seed(0)
-    batch = tree.map(functools.partial(example, rows=_TRIED), spec)
+    tried = _TRIED
+    if name == "ghost":  # others see one example at a time
+        tried = max(tried, min(tf.nest.flatten(spec)[0].shape[0] or tried, _MOST_TRIED))
+    batch = tree.map(functools.partial(example, rows=tried), spec)
     weights = model.init()
     weights = weights._replace(
         trainable=tuple(
@@ -258,7 +262,7 @@ def _try(method, name, model, keras_model, spec):
     clipping = Clipping(clip, None, batch, None)
     total, _ = method(model, keras_model, weights, batch, seed, None, clipping)
     expected = tree.zeros_like(list(weights.trainable))
-    for k in range(_TRIED):
+    for k in range(tried):
         row = tree.map(lambda leaf, k=k: leaf[k : k + 1], batch)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights.trainable)
@@ -266,8 +270,8 @@ def _try(method, name, model, keras_model, spec):
             loss = model.forward(weights, row, here)[0]
         grads = tape.gradient(loss, weights.trainable, unconnected_gradients="zero")
         grads = [tf.convert_to_tensor(g) for g in grads]
-        factor = clip / tf.maximum(tree.global_norm(grads), 1e-30) / _TRIED
-        expected = tree.add(expected, tree.scale(grads, tf.minimum(factor, 1 / _TRIED)))
+        factor = clip / tf.maximum(tree.global_norm(grads), 1e-30) / tried
+        expected = tree.add(expected, tree.scale(grads, tf.minimum(factor, 1 / tried)))
     error, size = tree.global_norm(tree.subtract(list(total), expected)), tree.global_norm(expected)
     if not (error <= _CLOSE * size and size > 0):
         raise ValueError("its gradients are not those of single examples")

@@ -134,10 +134,10 @@ def report(ledger, delta, *, relation=None, accountant=None) -> PrivacyReport:
         unit=unit,
         relation=found.relation,
         accountant=found.accountant,
-        adversary=adversary(noised[-1]),
+        adversary=adversary(entries),
         rounds=ledger.rounds,
         mechanisms=[_describe(entry) for entry in entries],
-        assumptions=assumptions(entries),
+        assumptions=assumptions(entries, delta),
         unprotected=list(dict.fromkeys(unprotected)),
         dropped=sum(entry.dropped for entry in entries),
         by_round=epsilon_by_round(after, ledger.rounds, delta, found.accountant),
@@ -164,10 +164,20 @@ def _describe(entry):
         "schedule": f"clients take part in up to {entry.exposure} of them",
         "everyone": f"{terms.population} clients",
     }[terms.scheme]
-    times = f", {terms.per_round} times a round of a client" if terms.per_round > 1 else ""
-    if terms.example_rate is not None:
-        times += f" with probability {terms.example_rate:.3g}"
     return (
-        f"{entry.rounds} rounds, {cohort}: {mechanism.name}{times}, norm {mechanism.clip:.4g}, "
-        f"noise multiplier {mechanism.noise_multiplier:.4g}"
+        f"{entry.rounds} rounds, {cohort}: {mechanism.name}{_times(terms.uses)}, norm "
+        f"{mechanism.clip:.4g}, noise multiplier {mechanism.noise_multiplier:.4g}"
     )
+
+
+def _times(uses):
+    """How often an example is used in a round of its client, in words."""
+    if uses == ((1, None),):
+        return ""
+    said = [
+        f"{steps}" if rate is None else f"{steps} with probability {rate:.3g}"
+        for steps, rate in uses
+    ]
+    if len(said) > 3:
+        said = [said[0], "…", said[-1]]
+    return f", steps a round of a client: {' or '.join(said)}"

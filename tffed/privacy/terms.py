@@ -4,10 +4,15 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
+import numpy as np
+
+from tffed import data
 from tffed.mechanism import AVERAGED_WEIGHTS, CLIENT_STEPS, CLIENT_UPDATE, Mechanism
-from tffed.privacy.releases import FIXED_SIZE, POISSON
+from tffed.privacy.releases import FIXED_SIZE, POISSON, TREE
+from tffed.privacy.unprotected import unprotected
 
 SCHEDULE, EVERYONE = "schedule", "everyone"
+AMPLIFIED = (POISSON, FIXED_SIZE)
 
 
 class Terms(NamedTuple):
@@ -21,13 +26,15 @@ class Terms(NamedTuple):
         population: The number of clients.
         size: Clients a round, or None.
         rate: The probability with which a client takes part, or None.
-        per_round: Noisy steps of a client in which one of its examples takes part, or, with
-            `example_rate`, may take part.
-        example_rate: The probability with which an example is in a step; None: its turn comes.
+        uses: `((steps, rate), …)`: for each kind of client the noisy steps in which one of its
+            examples takes part, or with a rate, in which it may, with that probability. What holds
+            for the worst of them is claimed.
         unprotected: What leaves the clients without noise, in words.
         fixed_noise: Whether the noise follows from a known seed.
         server_rate: With noise on the averaged weights, the server's learning rate, which that
             noise must drown; else None.
+        fixed_divisor: Whether the sum is divided by a number that depends on no client.
+        assumed: What must hold beside what always must, in words.
     """
 
     mechanism: Mechanism | None
@@ -35,11 +42,12 @@ class Terms(NamedTuple):
     population: int
     size: int | None
     rate: float | None
-    per_round: int
+    uses: tuple
     unprotected: tuple
     fixed_noise: bool
     server_rate: float | None = None
-    example_rate: float | None = None
+    fixed_divisor: bool = False
+    assumed: tuple = ()
 
     def at(self, server_rate):
         """The terms of a round in which the server has another learning rate."""
@@ -54,16 +62,18 @@ class Terms(NamedTuple):
     def to_json(self):
         """The terms as a JSON-able dictionary."""
         mechanism = None if self.mechanism is None else self.mechanism._asdict()
-        return {**self._asdict(), "mechanism": mechanism, "unprotected": list(self.unprotected)}
+        return {**self._asdict(), "mechanism": mechanism}
 
     @classmethod
     def from_json(cls, found):
         """The terms that `to_json` gave."""
         mechanism = found["mechanism"] and Mechanism(**found["mechanism"])
-        return cls(**{**found, "mechanism": mechanism, "unprotected": tuple(found["unprotected"])})
+        lists = {name: tuple(found[name]) for name in ("unprotected", "assumed")}
+        uses = tuple(tuple(one) for one in found["uses"])
+        return cls(**{**found, **lists, "mechanism": mechanism, "uses": uses})
 
 
-def terms(built, sampler, clients, *, fixed_noise=False) -> Terms:
+def terms(built, sampler, clients, *, fixed_noise=False, watched=()) -> Terms:
     """The terms of a `fit`, checked.
 
     Args:
@@ -71,6 +81,7 @@ def terms(built, sampler, clients, *, fixed_noise=False) -> Terms:
         sampler: Who takes part.
         clients: The `ClientData`.
         fixed_noise: Whether the noise follows from a known seed.
+        watched: `tffed.privacy.unprotected.watched(…)`: what is computed of clients' data beside.
 
     Raises:
         ValueError: What would be claimed is not true of these settings; the message says why.
@@ -81,28 +92,36 @@ def terms(built, sampler, clients, *, fixed_noise=False) -> Terms:
             "Expected noise in one place: what two of them cost together is not accounted for. "
             f"Received: noise at {[m.place for m in mechanisms]}. Leave one out."
         )
-    facts = sampler.describe()
     mechanism = mechanisms[0] if mechanisms else None
+    if mechanism is None:
+        return Terms(None, EVERYONE, len(clients), None, None, ((1, None),), (), fixed_noise)
+    facts = _facts(sampler)
     server_rate = None
-    if mechanism is not None:
-        _check_statistics(mechanism, built)
-        _check_cohorts(mechanism, built, facts)
-        if mechanism.place == AVERAGED_WEIGHTS:
-            mechanism = _on_weights(mechanism, built, facts)
-            server_rate = built.server.learning_rate
-    per_round, example_rate = _steps(mechanism, built.recipe, clients)
+    _check_statistics(mechanism, built)
+    _check_cohorts(mechanism, built, sampler, facts, clients)
+    if mechanism.place == AVERAGED_WEIGHTS:
+        mechanism = _on_weights(mechanism, built, facts)
+        server_rate = built.server.learning_rate
+    told, assumed = unprotected(mechanism, built, watched)
     return Terms(
         mechanism,
         _scheme(mechanism, facts, len(clients)),
         len(clients),
         facts.get("size"),
         facts.get("rate"),
-        per_round,
-        _unprotected(mechanism, built),
+        _uses(mechanism, built.recipe, clients),
+        told,
         fixed_noise,
         server_rate,
-        example_rate,
+        built.aggregator.denominator is not None,
+        assumed,
     )
+
+
+def _facts(sampler):
+    """What is believed of a sampler: of tffed's own all, of others only whom they draw."""
+    own = (data.Poisson, data.Uniform, data.Weighted, data.Cyclic)
+    return sampler.describe() if type(sampler) in own else {"scheme": "custom"}
 
 
 def _scheme(mechanism, facts, population):
@@ -110,11 +129,11 @@ def _scheme(mechanism, facts, population):
 
     Whether a client took part shows in everything it sends; an example can hide only in that.
     """
-    if mechanism is None or mechanism.kind == "tree" or facts.get("size") == population:
+    if mechanism.kind == TREE or facts.get("size") == population:
         return EVERYONE
     if mechanism.place in (CLIENT_STEPS, CLIENT_UPDATE):
         return SCHEDULE
-    return facts["scheme"] if facts["scheme"] in (POISSON, FIXED_SIZE) else SCHEDULE
+    return facts["scheme"] if facts["scheme"] in AMPLIFIED else SCHEDULE
 
 
 def _check_statistics(mechanism, built):
@@ -129,10 +148,10 @@ def _check_statistics(mechanism, built):
         )
 
 
-def _check_cohorts(mechanism, built, facts):
+def _check_cohorts(mechanism, built, sampler, facts, clients):
     if mechanism.unit != "client":
         return
-    if facts["scheme"] == "weighted" and facts["weights"] == "examples":
+    if facts["scheme"] == "weighted" and _weighs_examples(sampler, clients):
         raise ValueError(
             "Who takes part would depend on the clients' data, which no noise covers. Received: "
             "Weighted(size) with the numbers of examples as weights. Use Poisson or Uniform."
@@ -140,17 +159,27 @@ def _check_cohorts(mechanism, built, facts):
     reducer = built.aggregator
     if mechanism.place == CLIENT_UPDATE or reducer.denominator is not None:
         return
-    if facts["scheme"] == POISSON:
+    if facts["scheme"] in (POISSON, "custom"):
         raise ValueError(
-            "With Poisson sampling the size of a cohort tells who took part, so the sum must be "
-            f"divided by a fixed number. Received: {reducer.name} with Poisson({facts['rate']}). "
-            "Give mean('uniform', denominator=rate × number of clients)."
+            "Where cohorts differ in size, that tells who took part, so the sum must be divided by "
+            f"a fixed number. Received: {reducer.name} with {sampler!r}. "
+            "Give mean('uniform', denominator=expected number of clients a round)."
         )
     if "max_weight" in reducer.name:
         raise ValueError(
             "The sum of the clients' weights tells how many examples they have, so the divisor "
             f"must be fixed. Received: {reducer.name}. Give mean(…, denominator=…)."
         )
+
+
+def _weighs_examples(sampler, clients):
+    """Whether the weights of a `Weighted` are in proportion to the clients' numbers of examples."""
+    if sampler.weights is None:
+        return True
+    sizes = np.asarray(clients.sizes(), np.float64)
+    if len(sizes) != len(sampler.weights) or np.ptp(sampler.weights) == 0:
+        return False
+    return np.allclose(sampler.weights * sizes.sum(), sizes * sampler.weights.sum(), rtol=1e-6)
 
 
 def _on_weights(mechanism, built, facts):
@@ -161,36 +190,23 @@ def _on_weights(mechanism, built, facts):
             "else of their updates. Received: a server optimizer with a state or a schedule. Use "
             "keras.optimizers.SGD(learning_rate) without momentum, or noise on the sum."
         )
-    divisor = built.aggregator.denominator or facts["size"]
-    clip = built.server.learning_rate * built.aggregator.bound / divisor
+    moved = built.aggregator.moves(built.aggregator.bound, facts.get("size"))
+    clip = built.server.learning_rate * moved
     return mechanism._replace(clip=clip, noise_multiplier=mechanism.stddev / clip)
 
 
-def _steps(mechanism, recipe, clients):
-    """`(steps, probability of being in one)` of an example in a round of its client."""
-    if mechanism is None or mechanism.unit != "example":
-        return 1, None
+def _uses(mechanism, recipe, clients):
+    """`((steps, probability of being in one), …)` of an example in a round of its client."""
+    if mechanism.unit != "example":
+        return ((1, None),)
     uses = recipe.uses and recipe.uses(clients)
-    if uses is None or mechanism.sampled and uses.rate is None:
+    if uses is None or mechanism.sampled and uses.sampled is None:
         how = "sampling='poisson' with " if mechanism.sampled else ""
         raise ValueError(
             "How a round uses a client's examples must be known to account for it. Received: "
             f"{how}the algorithm {recipe.name}, which does not say. Give its Recipe `uses`."
         )
-    return (uses.steps, uses.rate) if mechanism.sampled else (uses.passes, None)
-
-
-def _unprotected(mechanism, built):
-    if mechanism is None:
-        return ()
-    found = ["the training loss and metrics", "the numbers of clients, examples and drops"]
-    if mechanism.place in (CLIENT_STEPS, CLIENT_UPDATE):
-        found[1] = "each client's number of examples and training metrics"
-    if mechanism.place == CLIENT_STEPS and built.model.init().non_trainable:
-        found.append("statistics of layers")
-    if "clip(" in built.aggregator.name:
-        found.append("the share of updates that were clipped")
-    return tuple(found)
+    return uses.sampled if mechanism.sampled else ((uses.passes, None),)
 
 
 class Exposure:
@@ -208,6 +224,10 @@ class Exposure:
         """Counts a round."""
         self._counts.update(cohort)
         self.most = max([self.most, *(self._counts[cid] for cid in cohort)])
+
+    def with_one_more(self, cohort):
+        """In how many rounds that client will have taken part after one of this cohort."""
+        return max([self.most, *(self._counts[cid] + 1 for cid in cohort)])
 
     def items(self):
         """`[[client id, rounds]]`, JSON-able."""

@@ -26,6 +26,9 @@ class TreeNoise(NamedTuple):
     rounds: Any
     stddev: Any
 
+    def __repr__(self):
+        return "TreeNoise(secret)"
+
 
 def init(like, period):
     """The `TreeNoise` before the first round."""
