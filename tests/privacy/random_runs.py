@@ -28,7 +28,7 @@ Z = 200.0  # so much that a move of the weights is noise and nothing else
 MEAN, FIXED = tffed.mean("uniform"), tffed.mean("uniform", denominator=3)
 MECHANISMS = {
     "sum": lambda: {"stages": (privacy.gaussian(1.0, Z), FIXED)},
-    "layers": lambda: {"stages": (privacy.gaussian(1.0, Z, per_layer=True), tffed.cast(), FIXED)},
+    "layers": lambda: {"stages": (privacy.gaussian(1.0, Z, per_layer=True), tffed.cast("bfloat16"), FIXED)},
     "adaptive": lambda: {
         "stages": (
             privacy.adaptive_gaussian(1.0, Z, count_stddev=Z, expected_clients=3),

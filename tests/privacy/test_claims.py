@@ -13,7 +13,7 @@ from tests.helpers import needs_tf_privacy
 from tests.shell import LOSS, blobs, classifier, population
 from tffed.mechanism import CLIENT_STEPS, SERVER_SUM, Mechanism
 from tffed.privacy import Budget, gaussian, local_gaussian, tree_gaussian, weight_noise
-from tffed.privacy.ledger import Ledger
+from tffed.privacy.ledger import Ledger, Record
 from tffed.privacy.report import report
 from tffed.privacy.terms import SCHEDULE, Terms
 
@@ -24,8 +24,13 @@ DELTA = 1e-5
 
 
 def terms(mechanism, scheme=SCHEDULE, **changes):
-    found = Terms(mechanism, scheme, 100, 10, 0.1, 1, (), False)
+    found = Terms(mechanism, scheme, 100, 10, 0.1, ((1, None),), (), False)
     return found._replace(**changes)
+
+
+def wrote(ledger, found, cohort, dropped=0.0):
+    """Writes the next round, in the books of a run that goes on."""
+    ledger.record(Record(found, ledger.rounds, tuple(cohort), dropped))
 
 
 def on_sum(noise_multiplier):
@@ -204,19 +209,35 @@ def test_killed_before_its_first_checkpoint_a_run_draws_the_same_noise(tmp_path)
 def test_a_ledger_survives_json_and_merges_what_it_did_not_know():
     ledger = Ledger()
     for cohort in (["a", 1], ["a", 2], ["b", 1]):
-        ledger.record(terms(on_sum(1.0)), cohort, 1.0)
-    ledger.record(terms(on_sum(2.0)), ["a"], 0.0)
+        wrote(ledger, terms(on_sum(1.0)), cohort, 1.0)
+    wrote(ledger, terms(on_sum(2.0)), ["a"])
     assert [(e.rounds, e.exposure, e.dropped) for e in ledger.entries] == [(3, 2, 3), (1, 1, 0)]
     found = json.loads(json.dumps(ledger.to_json()))
     same = Ledger().resumed(found)
     assert same.entries == ledger.entries
-    same.record(terms(on_sum(2.0)), ["a"], 0.0)
+    wrote(same, terms(on_sum(2.0)), ["a"])
     assert same.entries[-1][1:3] == (2, 2)
     assert ledger.resumed(json.loads(json.dumps(same.to_json()))).rounds == 5
     assert same.resumed(found) is same  # it knows of a round since that checkpoint
     other = Ledger()
-    other.record(terms(None), ["a"], 0.0)
+    wrote(other, terms(None), ["a"])
     assert other.resumed(found).rounds == 5
+
+
+def test_rounds_share_an_entry_only_where_they_follow_each_other():
+    ledger, same = Ledger(), terms(on_sum(1.0), "poisson")
+    for number, release in ((0, "a"), (1, "b"), (1, "b"), (2, "c")):
+        ledger.record(Record(same, number, (), 0, release))
+    assert [(e.rounds, e.first) for e in ledger.entries] == [(3, 0)]  # b is one release
+    ledger.record(Record(same, 1, (), 0, "other"))
+    found = [(e.rounds, e.first, e.terms.scheme) for e in ledger.entries]
+    assert found == [(1, 0, "poisson"), (1, 1, "everyone"), (1, 2, "poisson"), (1, 1, "everyone")]
+    ledger.close()  # another compile: its rounds 0 and 1 have cohorts of their own
+    ledger.record(Record(same, 0, (), 0, "d"))
+    assert [e.terms.scheme for e in ledger.entries][-1] == "poisson"
+    again = Ledger().resumed(json.loads(json.dumps(ledger.to_json())))
+    again.record(Record(same, 0, (), 0, "e"))
+    assert [e.terms.scheme for e in again.entries][-2:] == ["everyone", "everyone"]
 
 
 @pytest.mark.parametrize(
@@ -287,23 +308,24 @@ def test_an_example_counts_once_for_each_pass_over_it():
     ledger = Ledger()
     steps = Mechanism(CLIENT_STEPS, "example", 1.0, 3.0)
     for cohort in (["a", "b"], ["a", "c"]):
-        ledger.record(terms(steps, per_round=5), cohort, 0.0)
+        wrote(ledger, terms(steps, uses=((5, None),)), cohort)
     found = report(ledger, DELTA, accountant="rdp")
     assert found.epsilon == pytest.approx(gaussian_epsilon(3.0, 2 * 5), rel=1e-6)
     coarse = Ledger()
-    coarse.record(terms(steps._replace(sensitivity=2.0), per_round=1), ["a"], 0.0)
+    wrote(coarse, terms(steps._replace(sensitivity=2.0)), ["a"])
     found = report(coarse, DELTA, accountant="rdp")
     assert found.epsilon == pytest.approx(gaussian_epsilon(1.5, 1), rel=1e-6)
 
 
-def test_how_a_round_uses_the_examples_of_its_smallest_client():
-    clients = {"few": blobs(5), "many": blobs(40)}
-    clients = tffed.data.from_dict(clients)
-    assert tffed.fed_avg(3, batch_size=2).uses(clients) == (3, 9, 0.4)
-    assert tffed.fed_avg(3, batch_size=8).uses(clients) == (3, 3, 1.0)
-    assert tffed.fed_avg(local_steps=7, batch_size=2).uses(clients) == (3, 7, 0.4)
-    assert tffed.fed_avg(local_steps=7).uses(clients) == (7, 7, 1.0)
-    assert tffed.fed_sgd().uses(clients) == (1, None, None)
+def test_how_a_round_uses_examples_of_clients_of_each_number_of_batches():
+    clients = tffed.data.from_dict({"few": blobs(5), "more": blobs(6), "many": blobs(40)})
+    # Of three batches of 2, 5 examples are drawn at a larger share than 6.
+    assert tffed.fed_avg(3, batch_size=2).uses(clients) == (3, ((60, 0.05), (9, 0.4)))
+    assert tffed.fed_avg(3, batch_size=8).uses(clients) == (3, ((15, 0.2), (3, 1.0)))
+    assert tffed.fed_avg(local_steps=7, batch_size=2).uses(clients) == (3, ((7, 0.4),))
+    assert tffed.fed_avg(local_steps=7).uses(clients) == (7, ((7, 1.0),))
+    assert tffed.fed_avg(2).uses(clients) == (2, ((2, 1.0),))
+    assert tffed.fed_sgd().uses(clients) == (1, None)
 
 
 def test_a_report_prints_draws_and_becomes_json(tmp_path):
