@@ -45,38 +45,36 @@ def init(like, period):
 def noised(total, state, clip, stddev, period, seed):
     """A sum of clipped records with the noise of its round, and the new `TreeNoise`.
 
-    The tree is `TreeResidualSumQuery`'s (Honaker's estimator), begun again by `RestartQuery` every
-    `period` rounds, and where `stddev` is no longer that of the nodes so far. `seed` is the
-    round's: a node is drawn in one round and kept.
+    The tree is `TreeResidualSumQuery`'s (Honaker's estimator), begun again every `period` rounds,
+    and where `stddev` is no longer that of the nodes so far. `seed` is the round's: a node is drawn
+    in the round that it is first part of, not, as the query does, in the one before, and kept. So
+    no state holds the noise of a round that is still to come.
     """
-    trees, restart = _tree_modules()
+    module = tf_privacy.load("dp_query.tree_aggregation_query")
     specs = tuple(tf.TensorSpec(w.shape) for w in total)
     drawn = _nodes_class()(stddev, specs, seed)
-    inner = trees.TreeResidualSumQuery(specs, drawn, None, clip)  # None: records come clipped
-    query = restart.RestartQuery(inner, restart.PeriodicRoundRestartIndicator(period))
+    query = module.TreeResidualSumQuery(specs, drawn, None, clip)  # None: records come clipped
 
-    def kept():
+    def goes_on():
         rows = tf.reduce_sum(tf.cast(state.levels >= 0, tf.int32))
         nodes = tuple(n[:rows] for n in state.nodes)
-        tree_state = trees.tree_aggregation.TreeState(
-            nodes, state.levels[:rows], drawn.initialize()
-        )
-        begun = inner.GlobalState(tree_state, tf.constant(clip, tf.float32), state.previous)
-        return query._GlobalState(begun, state.rounds)
+        last = module.tree_aggregation.TreeState(nodes, state.levels[:rows], drawn.initialize())
+        _, here = query._tree_aggregator.get_cumsum_and_update(last)
+        return here, state.previous
 
-    def fresh():
-        return query.initial_global_state()._replace(indicator_state=state.rounds)
+    def begins():
+        begun = query.initial_global_state()
+        return begun.tree_state, begun.previous_tree_noise
 
-    # A fresh tree holds its first leaf, which needs a seed: so it is made in its first round.
-    begun = tf.cond(state.stddev == stddev, kept, fresh)
-    result, new, _ = query.get_noised_result(queries.float32(total), begun)
-    found = new.inner_query_state
-    levels, nodes = found.tree_state.level_buffer_idx, found.tree_state.level_buffer
+    same = (state.stddev == stddev) & (state.rounds % period != 0)
+    here, previous = tf.cond(same, goes_on, begins)
+    begun = query.GlobalState(here, tf.constant(clip, tf.float32), previous)
+    result, after, _ = query.get_noised_result(queries.float32(total), begun)
     new = TreeNoise(
-        _padded(levels, state.levels, -1),
-        tuple(_padded(n, k, 0.0) for n, k in zip(nodes, state.nodes, strict=True)),
-        found.previous_tree_noise,
-        new.indicator_state,
+        _padded(here.level_buffer_idx, state.levels, -1),
+        tuple(_padded(n, k, 0.0) for n, k in zip(here.level_buffer, state.nodes, strict=True)),
+        after.previous_tree_noise,
+        state.rounds + 1,
         tf.constant(stddev, tf.float32),
     )
     new = tree.map(lambda leaf, old: tf.ensure_shape(leaf, old.shape), new, state)
@@ -108,10 +106,3 @@ def _nodes_class():
             return node, (seed, number + 1)
 
     return SecretNodes
-
-
-def _tree_modules():
-    return (
-        tf_privacy.load("dp_query.tree_aggregation_query"),
-        tf_privacy.load("dp_query.restart_query"),
-    )
