@@ -224,6 +224,20 @@ def test_a_ledger_survives_json_and_merges_what_it_did_not_know():
     assert other.resumed(found).rounds == 5
 
 
+def test_of_two_branches_of_a_run_both_count():
+    trunk, same = Ledger(), terms(on_sum(1.0), "poisson")
+    for number in range(2):
+        trunk.record(Record(same, number, (), 0, f"trunk {number}"))
+    stem = json.loads(json.dumps(trunk.to_json()))
+    branches = [Ledger().resumed(stem) for _ in range(2)]
+    for name, branch in zip("ab", branches, strict=True):
+        branch.record(Record(same, 2, (), 0, f"{name} 2"))
+    branches[0].record(Record(same, 3, (), 0, "a 3"))
+    later = json.loads(json.dumps(branches[1].to_json()))
+    assert branches[0].resumed(stem) is branches[0]  # what it goes on from is no branch
+    assert branches[0].resumed(later).rounds == 4 + 3
+
+
 def test_rounds_share_an_entry_only_where_they_follow_each_other():
     ledger, same = Ledger(), terms(on_sum(1.0), "poisson")
     for number, release in ((0, "a"), (1, "b"), (1, "b"), (2, "c")):

@@ -99,9 +99,10 @@ def plan(
     mechanisms = built.algorithm.mechanisms
     if budget is not None and not mechanisms:
         raise ValueError(
-            "A budget needs noise to keep to it. Received: privacy=Budget(…), and neither a stage "
-            "with noise nor private steps in compile. Give e.g. aggregator=tffed.chain("
-            "tffed.privacy.gaussian(clip=1.0), tffed.mean('uniform'))."
+            f"A budget needs noise to keep to it. Received: {budget}, in this fit or an earlier "
+            "one, and neither a stage with noise nor private steps in compile. Give e.g. "
+            "aggregator=tffed.chain(tffed.privacy.gaussian(clip=1.0), tffed.mean('uniform')); or "
+            "make a new Federated, for a run without privacy."
         )
     if not mechanisms:
         return Spending(built, terms(built, sampler, clients, fixed_noise=fixed_noise), rounds)

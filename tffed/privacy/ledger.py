@@ -7,6 +7,9 @@ from tffed.privacy.releases import TREE
 from tffed.privacy.terms import AMPLIFIED, EVERYONE, SCHEDULE, Exposure, Terms
 
 
+_SHOWN = 16  # hexadecimal digits of a release that are kept: two share them once in 2**64 pairs
+
+
 class Entry(NamedTuple):
     """Rounds that released the same, one after the other.
 
@@ -73,7 +76,7 @@ class Ledger:
         self._number = 0
         self._exposure = Exposure()
         self._tree = {}
-        self._releases = set()
+        self._releases = {}  # in the order of the rounds
         self._open = True
 
     @property
@@ -89,10 +92,11 @@ class Ledger:
     def record(self, round_):
         """Writes a round, a `Record`; a repetition of what was written changes nothing."""
         terms, number, cohort, dropped, release = round_
-        if release is not None and release in self._releases:
-            return
         if release is not None:
-            self._releases.add(release)
+            release = release[:_SHOWN]
+            if release in self._releases:
+                return
+            self._releases[release] = None
         if terms.scheme in AMPLIFIED and self._reveal(number):
             terms = terms._replace(scheme=EVERYONE)
         if terms.mechanism is not None and terms.mechanism.kind == TREE:
@@ -167,13 +171,14 @@ class Ledger:
             "entries": entries,
             "exposure": self._exposure.items(),
             "tree": [[cid, number] for cid, number in self._tree.items()],
+            "releases": list(self._releases),
         }
 
     def resumed(self, found):
         """The ledger to go on with from a checkpoint that holds `found`, from `to_json`.
 
         Nothing that was released is forgotten: of one run the longer ledger counts, and what this
-        one holds of another run is added.
+        one holds of another run, or of another branch of this one, is added.
         """
         other = Ledger()
         other._run, other._number = found["run"], found.get("number", 0)
@@ -181,11 +186,20 @@ class Ledger:
             other.entries.append(Entry(**{**entry, "terms": Terms.from_json(entry["terms"])}))
         other._exposure = Exposure((_hashable(cid), count) for cid, count in found["exposure"])
         other._tree = {_hashable(cid): number for cid, number in found.get("tree", ())}
+        other._releases = dict.fromkeys(found.get("releases", ()))
         if other._run == self._run:
-            return self if self.rounds >= other.rounds else other
+            if self.rounds >= other.rounds and self._begins_as(other):
+                return self
+            if other._begins_as(self):
+                return other
         other.entries = [entry._replace(run=-1) for entry in self.entries] + other.entries
-        other._releases = set(self._releases)
+        other._releases = {**self._releases, **other._releases}
         return other
+
+    def _begins_as(self, other):
+        """Whether the other ledger's releases are the first of this one's: no branch of its own."""
+        shorter = list(other._releases)
+        return list(self._releases)[: len(shorter)] == shorter
 
 
 def _hashable(client_id):
