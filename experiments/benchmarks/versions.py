@@ -142,7 +142,7 @@ class _Side:
     def _read(self):
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("Expected seconds. Received: the process ended; its words are above.")
+            raise RuntimeError("Expected seconds. Received: the process ended; see above.")
         return json.loads(line)
 
 

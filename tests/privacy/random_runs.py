@@ -3,10 +3,10 @@
     python -m tests.privacy.random_runs --examples 300 --seed 1
 
 A run is a mechanism, an algorithm and a sampler, and a script of what happens to it: rounds, a
-callback that raises, a state that is put back, other data, another compile, a process that is killed
-and resumed. From outside only this is seen: the weights that callbacks are shown after each round,
-and which clients' data are read. Of that, dp-accounting is asked what so many releases cost; the
-report must claim no less. Releases that differ must have noise that has nothing in common.
+callback that raises, a state that is put back, other data, another compile, a process that is
+killed and resumed. From outside only this is seen: the weights that callbacks are shown after each
+round, and which clients' data are read. Of that, dp-accounting is asked what so many releases cost;
+the report must claim no less. Releases that differ must have noise that has nothing in common.
 """
 
 import argparse
@@ -28,7 +28,9 @@ Z = 200.0  # so much that a move of the weights is noise and nothing else
 MEAN, FIXED = tffed.mean("uniform"), tffed.mean("uniform", denominator=3)
 MECHANISMS = {
     "sum": lambda: {"stages": (privacy.gaussian(1.0, Z), FIXED)},
-    "layers": lambda: {"stages": (privacy.gaussian(1.0, Z, per_layer=True), tffed.cast("bfloat16"), FIXED)},
+    "layers": lambda: {
+        "stages": (privacy.gaussian(1.0, Z, per_layer=True), tffed.cast("bfloat16"), FIXED)
+    },
     "adaptive": lambda: {
         "stages": (
             privacy.adaptive_gaussian(1.0, Z, count_stddev=Z, expected_clients=3),
@@ -216,8 +218,8 @@ def check(example, seen=None):
         moves = [move for move, _ in run.watch.releases.values() if np.any(move)]
         for k, one in enumerate(moves):
             for other in moves[:k]:
-                # Of 150 numbers: 0.6 is passed by independent ones once in 10^15 pairs. The noise of
-                # a tree is correlated from round to round by its nature.
+                # Of 150 numbers: 0.6 is passed by independent ones once in 10^15 pairs. A tree's
+                # noise is correlated from round to round by its nature.
                 together = abs(np.corrcoef(one, other)[0, 1])
                 assert together < (0.9 if mechanism == "tree" else 0.6), example
         if seen is not None:

@@ -36,7 +36,9 @@ def test_noise_on_weights_goes_with_no_vote():
     assert fit(fed).epsilon == pytest.approx(privacy.epsilon(2.0, 1, DELTA), rel=1e-6)
 
 
-@pytest.mark.parametrize("noise", [(local_gaussian(1.0, 2.0),), (tffed.clip(1.0), weight_noise(1.0))])
+@pytest.mark.parametrize(
+    "noise", [(local_gaussian(1.0, 2.0),), (tffed.clip(1.0), weight_noise(1.0))]
+)
 @pytest.mark.parametrize(
     "recipe",
     [

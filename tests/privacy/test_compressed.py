@@ -87,7 +87,7 @@ def test_the_ledger_is_that_of_the_run_without_compression():
         noise = gaussian(CLIP, 2.0)
         fed = compiled(aggregator=tffed.chain(noise, *stages, tffed.mean("uniform", denominator=3)))
         history = fed.fit(population(), rounds=3, sampler=tffed.data.Poisson(0.5), verbose=0)
-        reports.append((fed.privacy_report(1e-5).epsilon, history.history["bytes_up"]))
+        sent, asked = (sum(history.history[name]) for name in ("bytes_up", "clients"))
+        reports.append((fed.privacy_report(1e-5).epsilon, sent / asked))
     (plain, bytes_plain), (compressed, bytes_compressed) = reports
-    assert plain == compressed
-    assert all(a > b or a == 0 for a, b in zip(bytes_plain, bytes_compressed, strict=True))
+    assert plain == compressed and bytes_plain > bytes_compressed

@@ -131,7 +131,7 @@ _WHO = {
 
 
 def adversary(entries):
-    """Against whom the mechanisms of all entries protect, in words: against whom the weakest does."""
+    """Against whom the mechanisms of all entries protect, in words: what the weakest one does."""
     places = {e.terms.mechanism.place for e in entries if e.terms.mechanism is not None}
     return _WHO[max(places, key=_PLACES.index)]
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from tffed.privacy.releases import TREE
 from tffed.privacy.terms import AMPLIFIED, EVERYONE, SCHEDULE, Exposure, Terms
 
-
 _SHOWN = 16  # hexadecimal digits of a release that are kept: two share them once in 2**64 pairs
 
 

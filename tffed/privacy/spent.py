@@ -1,4 +1,4 @@
-"""Which models were trained with privacy before, by another `Federated`, whose books are its own."""
+"""Which models were trained with privacy before, by a `Federated` whose books are its own."""
 
 import warnings
 import weakref
