@@ -181,3 +181,12 @@ def test_frozen_batch_norm_neither_learns_nor_travels():
 def test_only_the_local_policy_keeps_statistics_on_clients():
     assert pure(cnn(), batch_norm="local")[0].local_statistics
     assert not pure(cnn(), batch_norm="average")[0].local_statistics
+
+
+@pytest.mark.parametrize("name", ["empty", "clip_norm", "val_loss", "acc_p10", "val_acc"])
+def test_a_metric_by_whose_name_another_number_goes_is_refused(name):
+    model = mlp()
+    metrics = [keras.metrics.SparseCategoricalAccuracy(name=n) for n in ("acc", name)]
+    functional, _, weights = pure(model, metrics=metrics)
+    with pytest.raises(ValueError, match=f"other names than.*Received: a metric named '{name}'"):
+        functional.evaluate(weights, tensors(CASES["mlp"][1]))

@@ -301,3 +301,17 @@ def test_a_renamed_model_is_the_same(tmp_path):
     assert fit("other", 2).epoch == [0, 1]
     with pytest.raises(tffed.CheckpointError, match="units: 2 in the checkpoint, 3 here"):
         fit("one", 3, width=3)
+
+
+def test_weights_that_are_not_decayed_are_part_of_a_run(tmp_path):
+    def fit(undecayed):
+        optimizer = SGD(0.1, weight_decay=0.1)
+        optimizer.exclude_from_weight_decay(var_names=[undecayed])
+        fed = tffed.Federated(network(), tffed.fed_avg(batch_size=4))
+        fed.compile(optimizer, loss="mse", jit_compile=False)
+        fed.fit({"a": (X[:4], X[:4])}, checkpoint_dir=tmp_path, verbose=0)
+
+    fit("kernel")
+    fit("kernel")
+    with pytest.raises(tffed.CheckpointError, match=r"not_decayed\[0\]: 0 in .*, 1 here"):
+        fit("bias")

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tffed import assembly, random, tree
@@ -12,6 +13,7 @@ from tffed.arguments import integer
 from tffed.callbacks import check_callbacks, without_undefined
 from tffed.checks import DataCheck, as_arrays, as_clients, check_rounds, is_clients
 from tffed.data import ClientData
+from tffed.data.leaf_values import column_names
 from tffed.describe import describe
 from tffed.engines.embedded import Embedded
 from tffed.engines.packed import Packed
@@ -367,7 +369,10 @@ class Federated:
         return self._evaluator.pooled(weights, arrays)
 
     def predict(self, x, **arguments):
-        """`model.predict(x)` of the global model."""
+        """`model.predict(x)` of the global model; columns of tables are matched by name."""
+        leaves = tf.nest.flatten(x)
+        if self._check is not None and any(map(column_names, leaves)):
+            x = self._check.read((x, np.zeros(len(leaves[0]))), "what to predict for")[0]
         return self.model.predict(x, **arguments)
 
     def privacy_report(self, delta=None, *, relation=None, accountant=None):

@@ -44,8 +44,8 @@ def fingerprint(recipe, settings, clients, sampler, rates, model, validation=Non
         "data": data(clients),
         "validation_data": data(validation),
         "sampler": describe(sampler),
-        "client_optimizer": _optimizer(rates.client, rates.asked[0]),
-        "server_optimizer": _optimizer(rates.server, rates.asked[1]),
+        "client_optimizer": _optimizer(rates.client, rates.asked[0], model),
+        "server_optimizer": _optimizer(rates.server, rates.asked[1], model),
         "model": _model(model),
         "frozen_weights": _frozen(model),
     }
@@ -75,14 +75,20 @@ def population(clients):
     return found.hexdigest()
 
 
-def _optimizer(optimizer, rate):
-    """An optimizer's configuration, with the constant rate that it began with."""
+def _optimizer(optimizer, rate, model):
+    """An optimizer's configuration, with the constant rate that it began with.
+
+    And the places of the weights that `exclude_from_weight_decay` named, which Keras leaves out.
+    """
     if optimizer is None:
         return None
     found = describe(optimizer)
     found.pop("name", None)
     if rate is not None:
         found["learning_rate"] = float(str(np.float32(rate)))  # 0.1, not 0.10000000149
+    trained = enumerate(model.trainable_variables)
+    if excluded := [k for k, v in trained if not optimizer._use_weight_decay(v)]:
+        found["not_decayed"] = excluded
     return found
 
 

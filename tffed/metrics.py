@@ -12,7 +12,11 @@ from tffed.model_call import CallScope, call, first_rows, has_values
 from tffed.undefined import as_float, undefined_is_nan
 
 NAN = float("nan")
-_RESERVED = ("loss", "clients", "dropped", "examples", "bytes_up", "bytes_down", "seconds")
+_RESERVED = {
+    *("loss", "clients", "dropped", "empty", "examples", "bytes_up", "bytes_down", "seconds"),
+    # What stages of an aggregator and local steps tell of themselves.
+    *("clip_norm", "clipped", "kept", "local_steps", "skipped", "sparsity"),
+}
 
 
 def metrics_builder(model):
@@ -60,6 +64,12 @@ def _check_names(model, returned):
         raise ValueError(
             f"Expected metrics of other names than {sorted(_RESERVED)}, which rounds report "
             f"themselves. Received: a metric named {taken[-1]!r}. Give it another name."
+        )
+    shown = {text.format(name) for name in names for text in ("val_{}", "{}_p10", "{}_p90")}
+    if taken := sorted(shown & {*names}):
+        raise ValueError(
+            "Expected metrics of other names than those under which validation shows another one. "
+            f"Received: a metric named {taken[0]!r}, and the metrics {names}. Give it another name."
         )
     returned = returned if isinstance(returned, dict) else {}
     alone = sorted({name for name, _ in _flat(returned)} - {"loss", *names})

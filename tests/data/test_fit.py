@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -63,3 +64,16 @@ def test_a_model_that_looks_strings_up_learns_as_in_keras():
         np.testing.assert_allclose(a, b, atol=1e-6)
     want = theirs.evaluate(tf.constant(words), y, verbose=0)
     assert fed.evaluate(words, y)["loss"] == pytest.approx(want, abs=1e-5)
+
+
+def test_predictions_find_the_columns_of_tables_by_name():
+    table = pd.DataFrame({"age": [3.0, 4.0], "income": [1.0, 7.0]})
+    model = keras.Sequential([layers.Input((2,)), layers.Dense(1)])
+    fed = tffed.Federated(model, tffed.fed_avg(batch_size=2))
+    fed.compile(keras.optimizers.SGD(0.1), loss="mse", jit_compile=False)
+    fed.fit({"a": (table, np.ones((2, 1)))}, verbose=0)
+    expected = table.to_numpy() @ model.get_weights()[0] + model.get_weights()[1]
+    for given in (table, table[["income", "age"]], table.to_numpy()):
+        np.testing.assert_allclose(fed.predict(given, verbose=0), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="what to predict for.*'Age'"):
+        fed.predict(table.rename(columns={"age": "Age"}))
