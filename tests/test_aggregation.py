@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import arrays, assert_close
+from tests.shell import compiled, population
 from tffed import random, tree
 from tffed.aggregation import Stage, adaptive_clip, chain, clip, mean, median
 
@@ -230,6 +231,7 @@ def test_chain_encodes_left_to_right_and_decodes_right_to_left():
         "factor 2.0": 4.0,
         "factor 1.0": 2.0,
         "clients": 2.0,
+        "clients_1": 2.0,  # both stages report by that name
     }
     order = [entry[:2] for entry in log]
     assert order == [
@@ -329,3 +331,10 @@ def test_bounded_weights_and_a_fixed_denominator():
 def test_mean_refuses(arguments, words):
     with pytest.raises(ValueError, match=words):
         mean(**arguments)
+
+
+def test_two_stages_that_report_by_one_name_are_both_in_the_history():
+    fed = compiled(aggregator=chain(clip(1e-6), clip(1e3), mean()))
+    history = fed.fit(population(), rounds=1, verbose=0).history
+    # The first stage clips every client, after which the second has nothing to clip.
+    assert (history["clipped"], history["clipped_1"]) == ([1.0], [0.0])

@@ -231,7 +231,7 @@ class _Composition:
         names = ("clients", "dropped", "empty", "examples")
         counts = {name: getattr(rest, name) for name in names}
         own = self._hooks.server_metrics(state.extra)
-        return new, self._model.report(rest.sums) | counts | own | metrics | found
+        return new, _merged(self._model.report(rest.sums), counts, own, metrics, found)
 
     def _step(self, state, update):
         """The server's step; as in Keras, weights that no loss depends on stay as they are."""
@@ -283,6 +283,17 @@ class _Composition:
         if factors is not None:
             update = tree.map(tree.scale, update, tuple(1 / factor for factor in factors))
         return update
+
+
+def _merged(*reports):
+    """All that a round reports; no number goes by another one's name."""
+    names = [name for report in reports for name in report]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"Expected one number by each name in the history. Received: several called "
+            f"{', '.join(twice)}, from the metrics, the algorithm or the stages. Rename the metric."
+        )
+    return {name: value for report in reports for name, value in report.items()}
 
 
 def _told(message):

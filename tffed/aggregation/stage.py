@@ -1,5 +1,6 @@
 """`Stage`, one part of an aggregator, and `sequence`, which makes one of several."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -190,7 +191,8 @@ class _Sequence:
         for i, (stage, st, stat) in enumerate(self._with(state, stats)):
             total, st, found = stage.finish(st, total, stat, clients, random.stage_seed(seed, i))
             new.append(st)
-            metrics |= found
+            for name, value in found.items():
+                metrics[_unused(name, metrics)] = value
         return total, tuple(new), metrics
 
     def bound(self, bound):
@@ -233,6 +235,12 @@ class _Sequence:
         for stage in self._stages:
             found.append(stage.passes(found[-1]))
         return found
+
+
+def _unused(name, taken):
+    """The name; where an earlier stage reports by it, numbered as Keras numbers layers."""
+    numbered = (name if k == 0 else f"{name}_{k}" for k in itertools.count())
+    return next(one for one in numbered if one not in taken)
 
 
 def _check_order(stages):
