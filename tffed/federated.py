@@ -6,7 +6,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-from tffed import assembly, random, tree
+from tffed import assembly, random, tree, whereabouts
 from tffed.algorithm import Recipe
 from tffed.arguments import integer
 from tffed.callbacks import check_callbacks, without_undefined
@@ -71,6 +71,7 @@ class Federated:
                 "Expected an algorithm such as tffed.fed_avg(local_epochs=1, batch_size=20). "
                 f"Received: algorithm={algorithm!r}"
             )
+        whereabouts.check("Federated(…)")
         random.seed(seed)
         self.model = model
         self.seed = integer(seed)
@@ -260,9 +261,11 @@ class Federated:
         Raises:
             ValueError: An argument or the data is wrong; see the message.
             FloatingPointError: Every client of a round sent a NaN or an infinity.
+            RuntimeError: It is called in a forked process, or inside a tf.function.
         """
         if self._parts is None:
             raise ValueError("Call compile(…) before fit(…): it sets the optimizers and the loss.")
+        whereabouts.check("fit(…)")
         rounds, initial_round, validation_freq, checkpoint_freq = check_rounds(
             rounds, initial_round, validation_freq, checkpoint_freq
         )
@@ -353,6 +356,7 @@ class Federated:
         """
         if self._parts is None:
             raise ValueError("Call compile(…) before evaluate(…): it sets the loss and metrics.")
+        whereabouts.check("evaluate(…)")
         weights = self._functional.init()
         if is_clients(x) and y is None and sample_weight is None:
             x = self._check.population(x)
