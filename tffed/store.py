@@ -10,12 +10,13 @@ import operator
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from tffed import private_files
+from tffed.client_text import client_text
 from tffed.serialize import pack, unpack
 
 _APPLICATION_ID = 0x74666564  # "tffed": tells our databases from others.
@@ -76,7 +77,7 @@ class ClientStore:
 
     def get(self, client_id: int | str) -> tuple[np.ndarray, ...] | None:
         """Returns the newest state of a client, or None if it has none."""
-        rows = self._query(_NEWEST, _key(client_id))
+        rows = self._query(_NEWEST, client_text(client_id))
         if not rows:
             return None
         try:
@@ -99,7 +100,7 @@ class ClientStore:
             ClientStoreError: The store holds states of a later round, or cannot be written.
         """
         round_number = operator.index(round_number)
-        rows = [(_key(i), round_number, pack(arrays)) for i, arrays in states.items()]
+        rows = [(client_text(i), round_number, pack(arrays)) for i, arrays in states.items()]
         with self._lock:
             with self._transaction() as connection:
                 (newest,) = connection.execute("SELECT max(round) FROM states").fetchone()
@@ -191,7 +192,9 @@ class ClientStore:
         return True
 
     def __contains__(self, client_id: int | str) -> bool:
-        return bool(self._query("SELECT 1 FROM states WHERE client = ? LIMIT 1", _key(client_id)))
+        return bool(
+            self._query("SELECT 1 FROM states WHERE client = ? LIMIT 1", client_text(client_id))
+        )
 
     def __iter__(self) -> Iterator[int | str]:
         """The ids of the clients that have a state, in an order that depends on them alone."""
@@ -280,16 +283,3 @@ def _digest(key, number, data):
 def _told(total):
     count, digests = total
     return {"clients": count, "digest": f"{digests % 2**128:032x}"}
-
-
-def _key(client_id: int | str) -> str:
-    """Returns a client id as the text it is stored under, where 1 and "1" differ."""
-    if isinstance(client_id, str):
-        return f"s{client_id}"
-    if not isinstance(client_id, bool | np.bool_):
-        with suppress(TypeError):
-            return f"i{operator.index(client_id)}"
-    raise ValueError(
-        f"Expected a client id that is an int or a str. Received: client_id={client_id!r} "
-        f"({type(client_id).__name__}). Convert the ids of the clients to one of these."
-    )
