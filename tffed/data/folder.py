@@ -40,7 +40,8 @@ def from_folder(
 
     Args:
         path: The folder.
-        pattern: Which files are clients, as in `glob`; `**` goes into sub-folders.
+        pattern: Which files are clients, as in `glob`; `**` goes into sub-folders, through links
+            too. It is not kept inside the folder (`../*.npz`): do not take it from strangers.
         parse: For TFRecord: TensorFlow function of one serialised example (a scalar string tensor)
             that returns `(x, y)` or `(x, y, sample_weight)`.
         label: For CSV: name of the column of targets.
