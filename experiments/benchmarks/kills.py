@@ -34,6 +34,7 @@ _ENDS = {
     "SIGTERM, group": (signal.SIGTERM, True),
     "SIGINT, group": (signal.SIGINT, True),
 }
+_AUTOGRAPH = "__autograph_generated_file"  # TensorFlow's, of programs' text: no data
 _PATIENCE = 300  # seconds until a process counts as one that hangs
 
 
@@ -158,11 +159,12 @@ class _Kind:
     def _temporary(self):
         """What is in the temporary folder, once workers have had the time to end."""
         end = time.monotonic() + 10
-        while (left := [p.name for p in (self._folder / "tmp").iterdir()]) and (
-            time.monotonic() < end
-        ):
+        while True:
+            names = [path.name for path in (self._folder / "tmp").iterdir()]
+            left = [name for name in names if not name.startswith(_AUTOGRAPH)]
+            if not left or time.monotonic() > end:
+                return left
             time.sleep(0.1)
-        return left
 
 
 class _Process:
