@@ -25,6 +25,7 @@ from tffed.checkpoint_file import (
     write_whole,
 )
 from tffed.differences import differences
+from tffed.private_files import make_folder
 
 _NAME = re.compile(r"round-([0-9]{6}|[1-9][0-9]{6,})\.ckpt")
 
@@ -107,7 +108,7 @@ class Checkpoints:
         content = encode(round_number, leaves, manifest)
         with self._lock:
             self._check_place(round_number)
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_folder(self.directory)
             write_whole(self.path(round_number), content)
             self._intact.add(round_number)
             return self._tidy()
@@ -170,7 +171,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"Expected a round not before {latest}, the newest checkpoint in "
                 f"{self.directory}. Received: round_number={round_number}. Write to another "
-                f"directory, or call rollback({round_number}), which removes the later ones."
+                f"directory; if nobody else uses this one, rollback({round_number}) goes back to "
+                "this round, and removes the later ones."
             )
         if latest == round_number and not self._readable(round_number):
             raise self._damaged(round_number, "it cannot be read, and is not written over")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tffed import private_files
 from tffed.serialize import pack, unpack
 
 _MAGIC = "tffed-checkpoint"
@@ -82,10 +83,13 @@ def decode(content: bytes) -> tuple[int, Checkpoint]:
 
 
 def write_whole(path: Path, content: Sequence[bytes]) -> None:
-    """Puts a file in its place in one step: it is there whole, or as it was before."""
+    """Puts a file in its place in one step: it is there whole, or as it was before.
+
+    Its owner alone can read it.
+    """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
-        with open(unfinished, "wb") as file:
+        with open(unfinished, "wb", opener=private_files.opener) as file:
             file.writelines(content)
             file.flush()
             os.fsync(file.fileno())

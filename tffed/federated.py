@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tffed import assembly, random, tree
+from tffed import assembly, random, tree, whereabouts
 from tffed.algorithm import Recipe
 from tffed.arguments import integer
 from tffed.callbacks import check_callbacks, without_undefined
@@ -73,6 +73,7 @@ class Federated:
                 "Expected an algorithm such as tffed.fed_avg(local_epochs=1, batch_size=20). "
                 f"Received: algorithm={algorithm!r}"
             )
+        whereabouts.check("Federated(…)")
         random.seed(seed)
         self.model = model
         self.seed = integer(seed)
@@ -262,9 +263,11 @@ class Federated:
         Raises:
             ValueError: An argument or the data is wrong; see the message.
             FloatingPointError: Every client of a round sent a NaN or an infinity.
+            RuntimeError: It is called in a forked process, or inside a tf.function.
         """
         if self._parts is None:
             raise ValueError("Call compile(…) before fit(…): it sets the optimizers and the loss.")
+        whereabouts.check("fit(…)")
         rounds, initial_round, validation_freq, checkpoint_freq = check_rounds(
             rounds, initial_round, validation_freq, checkpoint_freq
         )
@@ -287,48 +290,52 @@ class Federated:
                 self.model,
                 validation_data,
             )
-        files = RunFiles(checkpoint_dir, identity, self.store)
-        beside = watched(clients, validation_data, callbacks)
-        spending, stop = self._protect(
-            clients, sampler, initial_round, rounds, files, privacy, beside
-        )
-        history = keras.callbacks.History()
-        shown = RoundProgress(rounds, bar=None if verbose in ("auto", 1) else False)
-        everything = [*map(without_undefined, callbacks), history, *([shown] if verbose else [])]
-        planned = Plan(
-            clients=clients,
-            sampler=sampler,
-            rounds=range(initial_round, stop),
-            validate=validate,
-            validation_freq=validation_freq,
-            checkpoint_freq=checkpoint_freq,
-            callbacks=callbacks,
-            all_callbacks=callback_list(everything, self.model, rounds),
-            history=history,
-            files=files,
-            seed=self._seed,
-            terms=spending.terms,
-            ledger=self.ledger,
-            exposures=spending.exposures,
-            context=json.dumps(identity, sort_keys=True).encode(),
-        )
-        self.model.stop_training = False
-        try:
-            with lent(self.server_optimizer, self.model):
-                fit_rounds(
-                    planned,
-                    self._engine,
-                    self._functional,
-                    lambda: self._start(clients),
-                    self._rates,
-                    self.model,
-                    self._keep,
-                )
-        finally:
-            self._rates.end()
-            shown.close()
-            if self.state is not None:
-                self._functional.assign(self.state.weights)
+        with RunFiles(checkpoint_dir, identity, self.store) as files:
+            beside = watched(clients, validation_data, callbacks)
+            spending, stop = self._protect(
+                clients, sampler, initial_round, rounds, files, privacy, beside
+            )
+            history = keras.callbacks.History()
+            shown = RoundProgress(rounds, bar=None if verbose in ("auto", 1) else False)
+            everything = [
+                *map(without_undefined, callbacks),
+                history,
+                *([shown] if verbose else []),
+            ]
+            planned = Plan(
+                clients=clients,
+                sampler=sampler,
+                rounds=range(initial_round, stop),
+                validate=validate,
+                validation_freq=validation_freq,
+                checkpoint_freq=checkpoint_freq,
+                callbacks=callbacks,
+                all_callbacks=callback_list(everything, self.model, rounds),
+                history=history,
+                files=files,
+                seed=self._seed,
+                terms=spending.terms,
+                ledger=self.ledger,
+                exposures=spending.exposures,
+                context=json.dumps(identity, sort_keys=True).encode(),
+            )
+            self.model.stop_training = False
+            try:
+                with lent(self.server_optimizer, self.model):
+                    fit_rounds(
+                        planned,
+                        self._engine,
+                        self._functional,
+                        lambda: self._start(clients),
+                        self._rates,
+                        self.model,
+                        self._keep,
+                    )
+            finally:
+                self._rates.end()
+                shown.close()
+                if self.state is not None:
+                    self._functional.assign(self.state.weights)
         self.history = history
         return history
 
@@ -351,6 +358,7 @@ class Federated:
         """
         if self._parts is None:
             raise ValueError("Call compile(…) before evaluate(…): it sets the loss and metrics.")
+        whereabouts.check("evaluate(…)")
         weights = self._functional.init()
         if is_clients(x) and y is None and sample_weight is None:
             x = self._check.population(x)
@@ -411,7 +419,7 @@ class Federated:
 
     def _protect(self, clients, sampler, initial_round, rounds, files, budget, beside):
         """`(Spending, round to stop before)`; puts in the noise that the budget asks for."""
-        done = files.peek()
+        done = files.peek(rounds)
         first = 0 if self.state is None else int(self.state.round)
         budget = self._budget = self._budget if budget is None else budget
         if done is not None:

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from tffed import private_files
 from tffed.checkpoint_file import write_whole
 
 
@@ -23,7 +24,7 @@ class Journal:
     def add(self, record):
         """Appends a record; it is on the disk when this returns."""
         line = json.dumps(record).encode() + b"\n"
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = private_files.opener(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             os.write(descriptor, line)
             os.fsync(descriptor)

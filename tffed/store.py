@@ -5,15 +5,18 @@ each client is kept here, by client id and round, in memory or in a file. The ro
 a run resumable: going back to the checkpoint of a round takes back the rows written after it.
 """
 
+import hashlib
 import operator
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from tffed import private_files
+from tffed.client_text import client_text
 from tffed.serialize import pack, unpack
 
 _APPLICATION_ID = 0x74666564  # "tffed": tells our databases from others.
@@ -28,6 +31,7 @@ PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
+_NEWEST = "SELECT round, data FROM states WHERE client = ? ORDER BY round DESC LIMIT 1"
 
 
 class ClientStoreError(ValueError):
@@ -45,7 +49,8 @@ class ClientStore:
 
     Methods may be called from several threads. All of a round's states are written in one
     transaction: a process killed at any moment leaves the states of the last round that was
-    written whole. A file serves one run at a time.
+    written whole. A file serves one run at a time, which sees to that itself, and its owner alone
+    can read it: a client's state may say much of its data.
 
     Args:
         path: File of the database, made when missing, with its folders. By default the states live
@@ -58,9 +63,11 @@ class ClientStore:
     def __init__(self, path: str | Path = ":memory:"):
         self.path = str(path)
         self._lock = threading.RLock()
+        self._total = None  # see `tally`; None: to be counted when it is asked for
         with self._reporting():
             if self.path != ":memory:":
-                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+                private_files.make_folder(Path(self.path).parent)
+                private_files.make_file(self.path)  # SQLite gives its journal the same rights
             self._connection = sqlite3.connect(self.path, check_same_thread=False)
         try:
             self._open()
@@ -70,12 +77,11 @@ class ClientStore:
 
     def get(self, client_id: int | str) -> tuple[np.ndarray, ...] | None:
         """Returns the newest state of a client, or None if it has none."""
-        query = "SELECT data FROM states WHERE client = ? ORDER BY round DESC LIMIT 1"
-        rows = self._query(query, _key(client_id))
+        rows = self._query(_NEWEST, client_text(client_id))
         if not rows:
             return None
         try:
-            return tuple(unpack(rows[0][0]))
+            return tuple(unpack(rows[0][1]))
         except (TypeError, ValueError) as error:
             raise ClientStoreError(
                 f"The state of client {client_id!r} cannot be read: {error} {self._remedy()}"
@@ -94,19 +100,65 @@ class ClientStore:
             ClientStoreError: The store holds states of a later round, or cannot be written.
         """
         round_number = operator.index(round_number)
-        rows = [(_key(i), round_number, pack(arrays)) for i, arrays in states.items()]
-        with self._transaction() as connection:
-            (newest,) = connection.execute("SELECT max(round) FROM states").fetchone()
-            if newest is not None and newest > round_number:
-                raise ClientStoreError(
-                    f"Expected a round not before {newest}, the newest in the client store "
-                    f"{self.path}. Received: round_number={round_number}. To go back, call "
-                    f"rollback({round_number}) first: it removes the states of later rounds."
-                )
-            connection.executemany("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", rows)
+        rows = [(client_text(i), round_number, pack(arrays)) for i, arrays in states.items()]
+        with self._lock:
+            with self._transaction() as connection:
+                (newest,) = connection.execute("SELECT max(round) FROM states").fetchone()
+                if newest is not None and newest > round_number:
+                    raise ClientStoreError(
+                        f"Expected a round not before {newest}, the newest in the client store "
+                        f"{self.path}. Received: round_number={round_number}. Give each run a file "
+                        "of its own: another one may have written to this. (To go back in a store "
+                        "that you keep yourself: rollback removes the states of later rounds.)"
+                    )
+                total = self._total and self._exchanged(rows)
+                self._total = None  # until it is known that the transaction is done
+                connection.executemany("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", rows)
+            self._total = total
+
+    def tally(self, round_number: int | None = None) -> dict:
+        """What tells the states that clients have after a round from any others.
+
+        Counted once, over all clients; from then on it costs as much as what is written.
+
+        Args:
+            round_number: The round; None: the last one, as it is now.
+
+        Returns:
+            `{"clients": how many have a state, "digest": text}`, the same for the same states,
+            whatever was written before and since replaced.
+        """
+        with self._lock:
+            if round_number is not None:
+                return _told(self._counted(operator.index(round_number)))
+            if self._total is None:
+                self._total = self._counted(2**62)
+            return _told(self._total)
+
+    def _counted(self, round_number):
+        """`(clients, sum of digests)` of the states after a round."""
+        count = total = 0
+        with self._lock, self._reporting():
+            # Beside a maximum, SQLite gives the other columns of the row that has it.
+            for row in self._connection.execute(
+                "SELECT client, max(round), data FROM states WHERE round <= ? GROUP BY client",
+                (round_number,),
+            ):
+                count, total = count + 1, total + _digest(*row)
+        return count, total
+
+    def _exchanged(self, rows):
+        """`_total` with rows in the place of the newest ones of the same clients."""
+        count, total = self._total
+        for key, number, data in rows:
+            before = self._connection.execute(_NEWEST, (key,)).fetchone()
+            count += before is None
+            total += _digest(key, number, data) - (_digest(key, *before) if before else 0)
+        return count, total
 
     def rollback(self, round_number: int) -> None:
         """Removes the states of rounds after the given one, to go on from there."""
+        self._total = None
         with self._transaction() as connection:
             connection.execute(
                 "DELETE FROM states WHERE round > ?", (operator.index(round_number),)
@@ -140,7 +192,9 @@ class ClientStore:
         return True
 
     def __contains__(self, client_id: int | str) -> bool:
-        return bool(self._query("SELECT 1 FROM states WHERE client = ? LIMIT 1", _key(client_id)))
+        return bool(
+            self._query("SELECT 1 FROM states WHERE client = ? LIMIT 1", client_text(client_id))
+        )
 
     def __iter__(self) -> Iterator[int | str]:
         """The ids of the clients that have a state, in an order that depends on them alone."""
@@ -220,14 +274,12 @@ class ClientStore:
         )
 
 
-def _key(client_id: int | str) -> str:
-    """Returns a client id as the text it is stored under, where 1 and "1" differ."""
-    if isinstance(client_id, str):
-        return f"s{client_id}"
-    if not isinstance(client_id, bool | np.bool_):
-        with suppress(TypeError):
-            return f"i{operator.index(client_id)}"
-    raise ValueError(
-        f"Expected a client id that is an int or a str. Received: client_id={client_id!r} "
-        f"({type(client_id).__name__}). Convert the ids of the clients to one of these."
-    )
+def _digest(key, number, data):
+    found = hashlib.blake2b(f"{key}\0{number}\0".encode(), digest_size=16)
+    found.update(data)
+    return int.from_bytes(found.digest(), "little")
+
+
+def _told(total):
+    count, digests = total
+    return {"clients": count, "digest": f"{digests % 2**128:032x}"}

@@ -384,3 +384,14 @@ def test_batches_without_remainder_are_batches():
         assert data.from_function(range(2), lambda i, d=dataset: d).sizes().tolist() == [20, 20]
     unbatched = pairs.batch(4, drop_remainder=True).unbatch()
     assert data.from_function([0], lambda i: unbatched)[0][0].shape == (20, 3)
+
+
+@pytest.mark.parametrize("odd", [True, np.True_, "\ud800", 1.0])
+def test_ids_that_have_no_name_of_their_own_are_refused(odd):
+    """True would be client 1, and what UTF-8 cannot write no file can hold."""
+    arrays = np.ones((2, 2), np.float32), np.ones(2)
+    with pytest.raises(ValueError, match="client"):
+        data.from_dict({odd: arrays})
+    with pytest.raises(ValueError, match="client"):
+        data.from_function([odd], lambda cid: arrays)
+    assert odd not in data.from_dict({1: arrays, "a": arrays})

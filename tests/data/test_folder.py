@@ -1,6 +1,8 @@
 """Clients in folders of files: round trips, cost, and refusals."""
 
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -173,6 +175,28 @@ def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "a.mat").write_bytes(b"")
     with pytest.raises(ValueError, match="ending in .npz, .csv, .tfrecord.*'.mat'"):
         data.from_folder(tmp_path, "*.mat")
+
+
+def test_an_npz_file_may_not_unpack_to_more_than_is_said(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1000, 100)), y=np.zeros(1000, int))
+    assert (tmp_path / "a.npz").stat().st_size < 10_000
+    assert len(data.from_folder(tmp_path)["a"][0]) == 1000
+    with pytest.raises(ValueError, match="unpacks to 808,256 bytes, .* 100,000 allowed.*max_bytes"):
+        data.from_folder(tmp_path, max_bytes=100_000)["a"]
+    with pytest.raises(ValueError, match="max_bytes"):
+        data.from_folder(tmp_path, max_bytes=0)
+
+
+def test_an_npz_array_that_says_to_be_larger_than_it_is_takes_no_memory(tmp_path):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "<f8", "fortran_order": False, "shape": (10**12, 3)}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("x.npy", buffer.getvalue() + bytes(24))
+        file.writestr("y.npy", buffer.getvalue() + bytes(24))
+    with pytest.raises(ValueError, match=r"x.npy' says that .*\(10{12}, 3\), and has 24 bytes"):
+        data.from_folder(tmp_path)["a"]
 
 
 def test_npz_columns_of_other_dtypes_become_one_or_are_refused(tmp_path):

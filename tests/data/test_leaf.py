@@ -177,3 +177,14 @@ def test_a_user_who_stands_in_a_file_twice_is_refused(tmp_path):
         data.from_leaf(tmp_path)["a"]
     (tmp_path / "part.json").write_text(text.replace('"a": {"x": [[2.0]]', '"b": {"x": [[2.0]]'))
     assert data.from_leaf(tmp_path)["a"][0].tolist() == [[1]]
+
+
+def test_users_and_nesting_that_no_json_of_leaf_has(tmp_path):
+    deep = b"[" * 100_000 + b"]" * 100_000
+    for text, message in (
+        (b'{"users": [["u"]], "num_samples": [1], "user_data": {}}', r"strings. Received: \['u'\]"),
+        (b'{"users": %b, "num_samples": [1]}' % deep, "cannot be parsed .*recursion"),
+    ):
+        (tmp_path / "a.json").write_bytes(text)
+        with pytest.raises(ValueError, match=f"a.json.*{message}"):
+            data.from_leaf(tmp_path)

@@ -1,5 +1,6 @@
 """Sources of real data: content, places looked in, formats, and refusals."""
 
+import contextlib
 import gzip
 import io
 import os
@@ -252,6 +253,56 @@ def test_a_batch_may_not_run_code(cache, tmp_path):
     buffer = io.BytesIO()
     pickle.dump({b"data": Runs(tmp_path / "made")}, buffer, protocol=2)
     (tmp_path / "data_batch_3").write_bytes(buffer.getvalue())
-    with pytest.raises(ValueError, match="data_batch_3.*mkdir is not part"):
+    with pytest.raises(ValueError, match="data_batch_3.*holds 0 images and 0 labels"):
         data.cifar10(tmp_path)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_python_version_of_python_2_is_read(cache, tmp_path):
+    """Its words as cPickle wrote them in 2009, with labels in two lots."""
+    arrays = images((32, 32, 3))
+    write_batches(tmp_path, arrays, binary=False)
+    x = arrays[2].transpose(0, 3, 1, 2).tobytes()
+    labels = [b"K" + bytes([y]) for y in arrays[3].tolist()]
+    content = b"".join([
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x14testing batch 1 of 1q\x03U\x06labelsq\x04]q\x05",
+        b"(", *labels[:2], b"e(", *labels[2:], b"eU\x04dataq\x06",
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08",
+        b"K\x00\x85U\x01b\x87Rq\t(K\x01K",
+        bytes([len(labels)]),
+        b"M\x00\x0c\x86cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ",
+        b"\xff\xff\xff\xffK\x00tb\x89T", len(x).to_bytes(4, "little"), x,
+        b"tbU\tfilenamesq\x0c]q\r(U\x05a.pngeu.",
+    ])
+    (tmp_path / "test_batch").write_bytes(content)
+    assert_holds(data.cifar10(tmp_path), arrays)
+
+
+class Evil:
+    """An array of objects at addresses of the file's choice, as a pickle can make one."""
+
+    def __reduce__(self):
+        return np.frombuffer, (b"\x41" * 3072, "O8")
+
+
+def test_a_pickle_that_makes_pointers_of_bytes_is_not_run(cache, tmp_path):
+    write_batches(tmp_path, images((32, 32, 3)), binary=False)
+    for content in ({b"data": Evil(), b"labels": [1]}, {b"labels": [1, 2], b"data": Evil()}):
+        (tmp_path / "data_batch_2").write_bytes(pickle.dumps(content, protocol=2))
+        with contextlib.suppress(ValueError):  # bytes are bytes, or no batch
+            (x, _), _, *_ = data.cifar10(tmp_path)
+            assert x.dtype == np.float32
+
+
+def test_a_small_file_does_not_fill_the_memory(cache, tmp_path, monkeypatch):
+    bomb = images((32, 32, 3))
+    np.savez_compressed(tmp_path / "a.npz", **dict(zip(
+        ("x_train", "y_train", "x_test", "y_test"), (np.zeros((4000, 32, 32, 3), "u1"), *bomb[1:]),
+        strict=True)))
+    monkeypatch.setattr("tffed.data.npz.MOST", 10**7)
+    with pytest.raises(ValueError, match="more than the 10,000,000 allowed"):
+        data.cifar10(tmp_path / "a.npz")
+    write_idx(tmp_path / "here", images((28, 28)), True)
+    monkeypatch.setattr("tffed.data.npz.MOST", 100)
+    with pytest.raises(ValueError, match="unpacks to more than 100 bytes"):
+        data.mnist(tmp_path / "here")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -21,6 +22,7 @@ from tffed.algorithms import fed_avg, scaffold
 from tffed.data import from_dict, from_function
 from tffed.engines import files
 from tffed.engines.embedded import Embedded
+from tffed.engines.workers import _arrays, _Latest
 from tffed.model import from_keras
 from tffed.store import ClientStore
 
@@ -162,17 +164,19 @@ def test_files_of_a_federation_last_as_long_as_it_does(remote):
     clients = from_dict(make_clients(SIZES))
     rounds(remote, clients, count=1)
     stored = remote._workers.store(clients.examples([]).arrays)
-    assert stored == remote._workers.store(clients.examples([]).arrays)
+    assert stored is remote._workers.store(clients.examples([]).arrays)
     for found, held in zip(files.read(stored), clients.examples([]).arrays, strict=True):
         np.testing.assert_array_equal(found, held)
     rounds(remote, from_dict(make_clients(SIZES, seed=1)), count=1)
-    assert Path(stored.path).exists()
+    np.testing.assert_array_equal(files.read(stored)[0], clients.examples([]).arrays[0])
+    assert stored in [kept for _, kept in remote._workers._stored.values()]
     del clients, held
     gc.collect()
-    assert not Path(stored.path).exists()
+    assert stored not in [kept for _, kept in remote._workers._stored.values()]
 
 
-def test_arrays_in_a_file_come_back_as_they_were(tmp_path):
+@pytest.mark.parametrize("named", [False, True])
+def test_arrays_in_a_file_come_back_as_they_were(tmp_path, named):
     rng = np.random.default_rng(0)
     arrays = [
         rng.normal(size=(3, 5)).astype(np.float32),
@@ -181,14 +185,17 @@ def test_arrays_in_a_file_come_back_as_they_were(tmp_path):
         np.zeros((0, 4), np.int32),
         np.array([True, False]),
     ]
-    stored = files.write(tmp_path / "arrays", arrays)
-    found = files.take(pickle.loads(pickle.dumps(stored)))
-    assert not list(tmp_path.iterdir())
+    file = files.File(tmp_path if named else None)
+    stored = files.write(file.place, arrays)
+    found = files.read(pickle.loads(pickle.dumps(stored)))
+    del file
+    assert not list(tmp_path.iterdir()) and not os.path.exists(stored.place.path)
     for a, b in zip(found, arrays, strict=True):
         assert (a.dtype, a.shape) == (np.asarray(b).dtype, np.shape(b))
         np.testing.assert_array_equal(a, b)
         assert a.ctypes.data % 64 == 0
-    assert files.take(files.write(tmp_path / "none", [])) == []
+    file = files.File(tmp_path if named else None)
+    assert files.read(files.write(file.place, [])) == []
 
 
 _WIDE = """
@@ -213,37 +220,107 @@ if __name__ == "__main__":
 
 _PROGRAM = """
 import os, signal, sys
-from tffed.engines import workers
+import numpy as np
+from tffed.engines import files, workers
 
 if __name__ == "__main__":
+    if sys.argv[1] == "named":
+        files.folder = files.Folder
     workers = workers.at_least(2)
     for future in [workers._pool.submit(os.getpid) for _ in range(2)]:
         future.result()
-    print(*workers._pool._processes, workers._folder.name, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    arrays = [np.arange(1000.0)]
+    stored = workers.store(arrays)
+    (found,) = workers._pool.submit(files.read, stored).result()
+    assert found.sum() == arrays[0].sum()
+    print(*workers._pool._processes, flush=True)
+    os.kill(os.getpid() if sys.argv[2] == "alone" else 0, signal.Signals[sys.argv[3]])
+    signal.pause()
 """
 
 
-def test_workers_end_with_a_program_that_is_killed(tmp_path):
-    done = program(tmp_path, _PROGRAM)
-    assert done.returncode == -signal.SIGKILL
-    *numbers, folder = done.stdout.split()
+@pytest.mark.skipif(sys.platform != "linux", reason="files have names elsewhere")
+@pytest.mark.parametrize("end", [("alone", "SIGKILL"), ("group", "SIGTERM"), ("group", "SIGKILL")])
+def test_a_program_that_is_killed_leaves_no_worker_and_no_data(tmp_path, end):
+    (tmp_path / "temporary").mkdir()
+    done = program(tmp_path, _PROGRAM, "nameless", *end, TMPDIR=str(tmp_path / "temporary"))
+    assert done.returncode == -signal.Signals[end[1]]
+    _end_of_workers(done)
+    assert not [p for p in (tmp_path / "temporary").rglob("*") if p.is_file()]
+
+
+def test_named_files_go_with_a_program_that_is_killed_or_before_the_next(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    done = program(tmp_path, _PROGRAM, "named", "group", "SIGKILL",
+                   TMPDIR=str(tmp_path / "temporary"))  # fmt: skip
+    _end_of_workers(done)
+    (left,) = (tmp_path / "temporary").glob("tffed-*")
+    assert len(list(left.iterdir())) == 2  # data and the lock that nobody holds
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    first = files.Folder()
+    assert not left.exists()
+    second = files.Folder()
+    assert Path(first.name).exists()  # another's, who is alive
+    for folder in (first, second):
+        folder.remove()
+    assert not list((tmp_path / "temporary").glob("tffed-*"))
+
+
+def _end_of_workers(done):
+    numbers = done.stdout.split()
+    assert len(numbers) == 2
     end = time.monotonic() + 60
-    while any(alive(int(n)) for n in numbers) or Path(folder).exists():
+    while any(alive(int(n)) for n in numbers):
         assert time.monotonic() < end, "workers outlive their program"
         time.sleep(0.2)
 
 
-def program(folder, code, check=False):
+def test_clients_noise_of_many_lanes_reaches_the_workers(remote):
+    """Each chunk has a broadcast of its own then, while another's is being read."""
+    remote._start_workers(1)
+    workers = remote._workers
+    latest = _Latest(lambda leaves: workers._write(_arrays(leaves)))
+    with ThreadPoolExecutor(4) as lanes:
+
+        def read(k):
+            kept, stored = latest([tf.fill([1000], float(k))])
+            time.sleep(0.001)
+            return float(files.read(stored)[0][-1]) == k and kept is not None
+
+        assert all(lanes.map(read, range(200)))
+
+
+def test_the_same_tensors_are_sent_once(remote):
+    written = []
+    latest = _Latest(lambda leaves: written.append(leaves) or (None, len(written)))
+    weights = tf.ones(3)
+    assert [latest([weights]), latest((weights,)), latest([tf.ones(3)])] == [
+        (None, 1), (None, 1), (None, 2)
+    ]  # fmt: skip
+
+
+def test_a_forked_process_does_not_end_the_workers(remote):
+    workers = remote._workers
+    before = set(workers._pool._processes)
+    child = os.fork()
+    if not child:
+        workers.end()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert workers._pool.submit(os.getpid).result() in before
+
+
+def program(folder, code, *arguments, check=False, **environment):
     """Runs a program of its own."""
     (folder / "program.py").write_text(code)
     return subprocess.run(
-        [sys.executable, folder / "program.py"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, folder / "program.py", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         stdout=subprocess.PIPE,
         text=True,
         timeout=180,
         check=check,
+        start_new_session=True,
     )
 
 

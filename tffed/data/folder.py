@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from tffed.arguments import integer_from
+from tffed.data import npz
 from tffed.data.checks import Reading
 from tffed.data.client_data import ClientData
 from tffed.data.datasets import dataset_arrays
@@ -25,6 +25,7 @@ def from_folder(
     columns: Sequence[str] | None = None,
     encoding: str = "utf-8",
     delimiter: str = ",",
+    max_bytes: int = npz.MOST,
 ) -> ClientData:
     """Makes a population of a folder with one file per client, read when asked for.
 
@@ -39,7 +40,8 @@ def from_folder(
 
     Args:
         path: The folder.
-        pattern: Which files are clients, as in `glob`; `**` goes into sub-folders.
+        pattern: Which files are clients, as in `glob`; `**` goes into sub-folders, through links
+            too. It is not kept inside the folder (`../*.npz`): do not take it from strangers.
         parse: For TFRecord: TensorFlow function of one serialised example (a scalar string tensor)
             that returns `(x, y)` or `(x, y, sample_weight)`.
         label: For CSV: name of the column of targets.
@@ -47,6 +49,8 @@ def from_folder(
             but `label`, and every file must have the same.
         encoding: For CSV: encoding of the files.
         delimiter: For CSV: what stands between two cells.
+        max_bytes: For npz: the most that a file may unpack to, 1 GiB by default. A file of a few
+            kilobytes can fill the memory.
 
     Returns:
         The population, files in sorted order; a client's id is the shortest part of its file's
@@ -73,7 +77,10 @@ def from_folder(
         )
     suffixes = {os.path.splitext(file)[1] for file in files}
     _check_kinds(suffixes, parse, label)
-    readers = {".npz": read_npz, ".tfrecord": functools.partial(read_tfrecord, parse=parse)}
+    readers = {
+        ".npz": functools.partial(read_npz, max_bytes=integer_from(1, "max_bytes", max_bytes)),
+        ".tfrecord": functools.partial(read_tfrecord, parse=parse),
+    }
     if ".csv" in suffixes:
         columns = _checked_columns(columns, label)
         first = next(file for file in files if file.endswith(".csv"))
@@ -146,21 +153,20 @@ def _check_kinds(suffixes, parse, label):
         )
 
 
-def read_npz(path: Path):
+def read_npz(path: Path, max_bytes: int = npz.MOST):
     """Reads `(x, y[, sample_weight])` from an npz file with the names given in `from_folder`."""
     parts = {"x": {}, "y": {}, "sample_weight": {}}
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            for name in stored.files:
-                part, _, rest = (name, "", "") if name in parts else name.partition("_")
-                if part not in parts or (name != part and not rest):
-                    raise ValueError(f"the array name {name!r} is not one of them")
-                parts[part][rest] = stored[name]
+        for name, array in npz.read_arrays(path, most=max_bytes).items():
+            part, _, rest = (name, "", "") if name in parts else name.partition("_")
+            if part not in parts or (name != part and not rest):
+                raise ValueError(f"the array name {name!r} is not one of them")
+            parts[part][rest] = array
     except Exception as error:  # zipfile and NumPy raise many kinds for damaged files
         raise ValueError(
             f"Expected {str(path)!r} to hold numeric arrays named x, y, x_<name>, y_<name> or "
             f"sample_weight. Received: a file that cannot be read so ({error}). Write it with "
-            "np.savez(path, x=..., y=...)."
+            "np.savez(path, x=..., y=...); from_folder(..., max_bytes=...) allows larger ones."
         ) from error
     nests = [_one_or_dict(part, arrays, path) for part, arrays in parts.items() if arrays]
     if not parts["x"] or not parts["y"]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from tffed.client_text import client_text
+
 
 class UnknownClientError(KeyError):
     """An id that is not in the population."""
@@ -17,11 +19,12 @@ def plain_id(client_id):
     """Returns an id as a Python `int` or `str`.
 
     Raises:
-        ValueError: The id is neither an integer nor a string.
+        ValueError: The id is neither an integer nor a string, or UTF-8 cannot write it.
     """
-    if isinstance(client_id, (int, np.integer)):
+    if isinstance(client_id, (int, np.integer)) and not isinstance(client_id, bool):
         return int(client_id)
     if isinstance(client_id, str):
+        client_text(client_id)
         return str(client_id)
     raise ValueError(
         f"Expected client ids that are integers or strings. Received: id={client_id!r} of type "
@@ -62,9 +65,11 @@ class IdIndex:
         return len(self.ids)
 
     def __contains__(self, client_id):
-        if not isinstance(client_id, (int, np.integer, str)):
+        try:
+            client_id = plain_id(client_id)
+        except ValueError:
             return False
-        return plain_id(client_id) in (self.ids if self._at is None else self._at)
+        return client_id in (self.ids if self._at is None else self._at)
 
     def position(self, client_id) -> int:
         """Returns the place of an id in the population, or raises `UnknownClientError`."""

@@ -1,12 +1,13 @@
 """Finds and reads MNIST, Fashion-MNIST and CIFAR-10 in the formats that they are published in."""
 
 import gzip
-import io
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
+
+from tffed.data import npz
+from tffed.data.cifar_batches import read_batch
 
 _SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 _DEBIAN = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
@@ -18,7 +19,6 @@ _KERAS = {
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
         "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _NPZ = ("x_train", "y_train", "x_test", "y_test")
-_NUMPY = ("numpy", "numpy.core", "numpy._core")
 _CIFAR = tuple(f"data_batch_{i}" for i in range(1, 6))
 
 
@@ -88,7 +88,7 @@ def _variant(folder, stem):
 def _checked(file, reader):
     try:
         return reader(file)
-    except Exception as error:  # gzip, zipfile, pickle and NumPy raise many kinds
+    except Exception as error:  # gzip, zipfile and NumPy raise many kinds
         raise ValueError(
             f"Expected {str(file)!r} to be a file of the data set. Received: a file that cannot be "
             f"read ({type(error).__name__}: {error}). Copy or download it again."
@@ -98,7 +98,9 @@ def _checked(file, reader):
 def _read_idx(file):
     content = (gzip.open if file.suffix == ".gz" else open)(file, "rb")
     with content:
-        data = content.read()
+        data = content.read(npz.MOST + 1)
+    if len(data) > npz.MOST:
+        raise ValueError(f"it unpacks to more than {npz.MOST:,} bytes")
     if data[:3] != b"\x00\x00\x08":  # two zero bytes and the code of unsigned bytes
         raise ValueError("not an IDX file of bytes")
     header = 4 + 4 * data[3]
@@ -107,8 +109,7 @@ def _read_idx(file):
 
 
 def _read_npz(file):
-    with np.load(file, allow_pickle=False) as stored:
-        return tuple(stored[name] for name in _NPZ)
+    return tuple(npz.read_arrays(file, _NPZ, npz.MOST).values())
 
 
 def _read_cifar_binary(file):
@@ -116,23 +117,9 @@ def _read_cifar_binary(file):
     return _channels_last(rows[:, 1:]), rows[:, 0]
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays and containers, and runs nothing else that a file may ask for."""
-
-    def find_class(self, module, name):
-        allowed = {"_reconstruct", "ndarray", "dtype"}
-        if module.removesuffix(".multiarray") in _NUMPY and name in allowed:
-            if name == "_reconstruct":
-                return np.ndarray.__reduce__(np.zeros(0))[0]
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not part of a CIFAR-10 batch")
-
-
 def _read_cifar_pickle(file):
-    batch = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="bytes").load()
-    return _channels_last(batch[b"data"]), np.asarray(batch[b"labels"])
+    rows, labels = read_batch(file.read_bytes())
+    return _channels_last(rows), labels
 
 
 def _channels_last(rows):

@@ -90,6 +90,11 @@ def _users(file: Path) -> list[tuple[str, int]]:
             f"Expected {str(file)!r} to have lists 'users' and 'num_samples' of one length. "
             f"Received: keys {list(head)}. Write the file in LEAF's layout."
         )
+    if unnamed := [user for user in users if not isinstance(user, str | int)]:
+        raise ValueError(
+            f"Expected the users in {str(file)!r} to be strings. Received: {unnamed[0]!r}. Write "
+            "the file in LEAF's layout."
+        )
     odd = [(u, n) for u, n in zip(users, sizes, strict=True) if not is_count(n, 0)]
     if odd:
         raise ValueError(
@@ -111,7 +116,7 @@ def _read_head(file: Path) -> dict:
             text += chunk
             try:
                 return _entries_before(text, "user_data")
-            except (ValueError, IndexError):
+            except (ValueError, IndexError, RecursionError):
                 continue  # an entry ends beyond what was read so far
     return {}
 
@@ -141,7 +146,7 @@ def _skip(text, at, mark) -> int:
 def _parse(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding=_ENCODING), object_pairs_hook=_object)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"Expected {str(file)!r} to be JSON in LEAF's layout. Received: a file that cannot be "
             f"parsed ({error}). Copy or create the file again, in UTF-8."

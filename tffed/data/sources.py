@@ -159,8 +159,9 @@ def cifar10(path=None) -> Source:
     is not passed over.
 
     Args:
-        path: Folder of the batches in the binary or Python version, or an npz file with arrays
-            x_train, y_train, x_test, y_test of uint8 images.
+        path: Folder of the batches in the binary or Python version (which is pickled, and is read
+            without unpickling), or an npz file with arrays x_train, y_train, x_test, y_test of
+            uint8 images. No file may unpack to more than 1 GiB.
 
     Raises:
         FileNotFoundError: No place has the data; the message names the places.

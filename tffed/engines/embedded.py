@@ -189,7 +189,8 @@ class Embedded:
     def _in_lanes(self, run, clients, parts, following):
         """Yields the result of each chunk, in order; holds few that are still to be taken.
 
-        A round that fails leaves none behind: those that run end, the others never begin.
+        A round that fails leaves none behind: those that run end, the others never begin. One that
+        is interrupted does not wait for a user's reader.
         """
         waiting = deque()
         try:
@@ -200,6 +201,9 @@ class Embedded:
             self._reader.expect(clients, following)
             while waiting:
                 yield waiting.popleft().result()
+        except KeyboardInterrupt:
+            self._reader.abandon()
+            raise
         finally:
             for chunk in waiting:
                 chunk.cancel()

@@ -20,7 +20,8 @@ class Packed(Embedded):
     Args:
         algorithm: An `Algorithm`.
         check: As in `Embedded`.
-        carry: `(client id, bytes) -> bytes`, on the way up; e.g. through a socket.
+        carry: `(client id, bytes) -> bytes`, on the way up; e.g. through a socket. A `WireError`,
+            as `tffed.wire.verify` raises it, leaves out the client.
 
     Attributes:
         bytes_up: Bytes of all payloads that the clients of the last round sent.
@@ -62,7 +63,7 @@ class Packed(Embedded):
             )
             payload = program.up.pack(_numpy(message), number)
             self.bytes_up += len(payload)
-            report = self._report(bc, self._read(program, cid, self._carry(cid, payload), number))
+            report = self._report(bc, self._read(program, cid, payload, number))
             total = self._added(total, report)
             states[cid] = [leaf.numpy() for leaf in tf.nest.flatten(new)]
         state, metrics = program.finish(noise.of_server(state, total), total, seed)
@@ -83,9 +84,9 @@ class Packed(Embedded):
         return program.down.pack(_numpy(self.algorithm.sent_down(bc)[0]), number)
 
     def _read(self, program, cid, payload, number):
-        """The message in the bytes; if there is none, one that the server leaves out."""
+        """The message in the bytes carried; if there is none, one that the server leaves out."""
         try:
-            return _tensors(program.up.unpack(payload, number))
+            return _tensors(program.up.unpack(self._carry(cid, payload), number))
         except WireError as error:
             self.errors[cid] = error
             return tree.map(_unusable, program.up.spec)

@@ -19,7 +19,7 @@ def start(parent, folder):
 
     Args:
         parent: Id of the process that asks. Once that is gone, so are this one and the folder.
-        folder: Where graphs and arrays are.
+        folder: Where graphs and arrays are; None: in no folder.
     """
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
     # Else loky takes the memory that TensorFlow needs for a leak and starts the process anew.
@@ -30,7 +30,8 @@ def start(parent, folder):
 def _end_with(parent, folder):
     while os.getppid() == parent:
         time.sleep(1)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 
@@ -45,27 +46,27 @@ def _load_tensorflow():
     return tf
 
 
-def run(path, inputs, results):
+def run(graph, inputs, results):
     """Runs a graph.
 
     Args:
-        path: The file of the graph.
+        graph: The `Place` of the graph.
         inputs: Its inputs in order: arrays, and `Stored` ones, which may be several.
-        results: The file for its outputs.
+        results: The `Place` for its outputs.
 
     Returns:
         The `Stored` outputs.
     """
-    function, found = _graph(path), []
+    function, found = _graph(graph), []
     for value in inputs:
         found.extend(_tensors(value) if isinstance(value, files.Stored) else [value])
     return files.write(results, [output.numpy() for output in function(*found)])
 
 
 @functools.cache
-def _graph(path):
+def _graph(place):
     tf = _load_tensorflow()
-    definition, jit_compile, *names = pickle.loads(Path(path).read_bytes())
+    definition, jit_compile, *names = pickle.loads(Path(place.path).read_bytes())
     graph = tf.compat.v1.GraphDef.FromString(definition)
     whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
     ends = [[whole.graph.get_tensor_by_name(name) for name in group] for group in names]

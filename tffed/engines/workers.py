@@ -7,13 +7,10 @@ processors there are. Workers receive the traced graph and never import the user
 """
 
 import atexit
-import contextlib
 import os
 import pickle
-import tempfile
 import threading
 import weakref
-from pathlib import Path
 
 import loky
 import tensorflow as tf
@@ -40,10 +37,11 @@ class Workers:
     """Worker processes, started in the background, and the files they read."""
 
     def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="tffed-")
+        self._process = os.getpid()
+        self._folder = files.folder()
         self._lock = threading.RLock()
         self._count, self._pool = 0, None
-        self._files, self._stored = 0, {}
+        self._stored = {}
 
     def grow(self, count):
         """Makes it `count` processes if there are fewer."""
@@ -57,12 +55,15 @@ class Workers:
             self._pool.shutdown(wait=False)  # ends what it has been given
         self._pool = loky.ProcessPoolExecutor(self._count, env=_ENVIRONMENT)
         for _ in range(self._count):
-            self._pool.submit(worker.start, os.getpid(), self._folder.name)
+            self._pool.submit(worker.start, os.getpid(), self._folder and self._folder.name)
 
     def end(self):
-        """Ends the processes at once and removes the files."""
+        """Ends the processes at once and removes the files; in a forked process it does nothing."""
+        if os.getpid() != self._process:
+            return
         self._pool.shutdown(wait=False, kill_workers=True)
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.remove()
 
     def take(self, program):
         """A `Program` whose chunks run in the workers; the same one if it cannot leave its process.
@@ -84,44 +85,45 @@ class Workers:
         key = tuple(map(id, leaves))
         with self._lock:
             if key not in self._stored:
-                self._stored[key] = files.write(self._path("data"), leaves)
+                self._stored[key] = self._write(leaves)
                 for leaf in leaves:  # once one is gone, its id may become another's
-                    weakref.finalize(leaf, self._forget, key)
-            return self._stored[key]
+                    weakref.finalize(leaf, self._stored.pop, key, None)
+            return self._stored[key][1]
 
-    def _forget(self, key):
-        if key in self._stored:
-            _remove(self._stored.pop(key))
+    def _file(self):
+        return files.File(self._folder and self._folder.name)
 
-    def _path(self, ending):
-        with self._lock:
-            self._files += 1
-            return Path(self._folder.name) / f"{self._files}.{ending}"
+    def _write(self, arrays):
+        """The file that arrays are written to, which is to be kept, and the `Stored`."""
+        file = self._file()
+        return file, files.write(file.place, arrays)
 
     def _remote(self, program):
-        function, path = program.chunk, self._path("graph")
+        function, graph = program.chunk, self._file()
         names = [[t.name for t in tensors] for tensors in (function.inputs, function.outputs)]
         jit_compile = program.capacity is not None
-        path.write_bytes(
-            pickle.dumps((_definition(function).SerializeToString(), jit_compile, *names))
-        )
+        with open(graph.place.path, "wb") as file:
+            pickle.dump((_definition(function).SerializeToString(), jit_compile, *names), file)
         captured = [tensor.numpy() for tensor in function.captured_inputs]
-        broadcast = _Latest(lambda bc: files.write(self._path("bc"), _arrays(bc)))
+        broadcast = _Latest(lambda leaves: self._write(_arrays(leaves)))
 
         def call(bc, arrays, *others):
+            kept, sent = broadcast(bc)
             data = [arrays] if isinstance(arrays, files.Stored) else _arrays(arrays)
-            inputs = [broadcast(bc), *data, *_arrays(others), *captured]
-            outputs = map(tf.constant, files.take(self._run(str(path), inputs)))
-            return tf.nest.pack_sequence_as(function.structured_outputs, list(outputs))
+            outputs = self._run(graph.place, [sent, *data, *_arrays(others), *captured])
+            del kept  # not before the worker has read it, though other lanes may send others
+            outputs = list(map(tf.constant, outputs))
+            return tf.nest.pack_sequence_as(function.structured_outputs, outputs)
 
         return call
 
-    def _run(self, path, inputs):
+    def _run(self, graph, inputs):
+        results = self._file()
         try:
             with self._lock:  # a pool that is replaced takes no more
                 pool = self._pool
-                future = pool.submit(worker.run, path, inputs, self._path("out"))
-            return future.result()
+                future = pool.submit(worker.run, graph, inputs, results.place)
+            return files.read(future.result())
         except loky.process_executor.BrokenProcessPool as error:
             with self._lock:  # once for all lanes that meet it
                 if self._pool is pool:
@@ -153,22 +155,16 @@ def _arrays(nest):
 
 
 class _Latest:
-    """Stores what it was last called with, once for all lanes; forgets what was before."""
+    """Stores the tensors it was last called with, once for all lanes; forgets those of before."""
 
     def __init__(self, store):
         self._store = store
-        self._held = (None, None)
+        self._held = ([], None)
         self._lock = threading.Lock()
 
     def __call__(self, nest):
+        leaves = tf.nest.flatten(nest)
         with self._lock:
-            if self._held[0] is not nest:
-                if self._held[1] is not None:
-                    _remove(self._held[1])
-                self._held = (nest, self._store(nest))
+            if list(map(id, leaves)) != list(map(id, self._held[0])) or self._held[1] is None:
+                self._held = (leaves, self._store(leaves))
             return self._held[1]
-
-
-def _remove(stored):
-    with contextlib.suppress(OSError):  # still open in a worker, on Windows
-        os.remove(stored.path)

@@ -1,5 +1,9 @@
-"""The wire: how a message, a nest of tensors, becomes bytes (`Format`), leaf by leaf (`Codec`)."""
+"""The wire: how a message, a nest of tensors, becomes bytes (`Format`), leaf by leaf (`Codec`).
 
+`sign` and `verify` tell whose bytes they are.
+"""
+
+from tffed.wire.authentication import sign, verify
 from tffed.wire.codecs import Codec, Gate, Gated, Raw, Trimmed, WireError
 from tffed.wire.compressed import Entropy, Indices
 from tffed.wire.format import Format
@@ -17,4 +21,6 @@ __all__ = [
     "Raw",
     "Trimmed",
     "WireError",
+    "sign",
+    "verify",
 ]
