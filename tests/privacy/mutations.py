@@ -58,6 +58,7 @@ _ROUND = _killed("the_seed_of_a_round_depends_on_all_that_it_computes_on")
 _LEDGER = _killed("a_ledger_goes_on_from_json_with_all_that_it_knew")
 _STDDEV = _named("stages", "noise_has_its_standard_deviation[gaussian]")
 
+_PAYS = "sampled_steps_cost_what_they_cost_the_client_that_pays_most"
 _TREE_NOISE = "adaptive_and_tree"
 
 MUTATIONS = [
@@ -148,7 +149,7 @@ MUTATIONS = [
             "RoundNoise binds nothing",
             "self._binds = tf.is_tensor(state.noise) and not random.known(state.noise)",
             "self._binds = False",
-            _FAILS + _KILLED,
+            _once(f"{_COPIED}[sum]"),
         ),
     ),
     *_of(
@@ -388,7 +389,7 @@ MUTATIONS = [
             "examples hide in the sampling of clients",
             "if mechanism.place in (CLIENT_STEPS, CLIENT_UPDATE):",
             "if mechanism.place == CLIENT_UPDATE:",
-            _accounted("the_sampling_of_clients_hides_no_example"),
+            _killed("the_draw_of_a_cohort_hides_no_example"),
         ),
         (
             "passes over an example are not counted",
@@ -439,7 +440,7 @@ MUTATIONS = [
             "sampled steps cost what they cost the largest client",
             "in worst))",
             "in worst[:1]))",
-            _accounted("a_budget_holds_for_the_client_that_pays_most"),
+            _accounted(f"{_PAYS}[1-sizes2]"),
         ),
     ),
     *_of(

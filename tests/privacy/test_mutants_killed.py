@@ -3,6 +3,7 @@
 import itertools
 import json
 import stat
+from collections import Counter
 from typing import Any, NamedTuple
 
 import keras
@@ -203,6 +204,18 @@ def test_the_worst_of_alternatives_counts_by_each_accountant(accountant):
         assert account(order, DELTA, accountant).epsilon == pytest.approx(max(each), rel=1e-3)
     rdp, pld = ([epsilon(r, DELTA, accountant=a) for r in (full, sampled)] for a in ("rdp", "pld"))
     assert rdp[0] < rdp[1] and pld[0] > 1.01 * pld[1]
+
+
+def test_the_draw_of_a_cohort_hides_no_example():
+    # Steps that nobody sees drawn, by clients who are seen to take part: their rounds count.
+    data, sampler = pop(4), tffed.data.Uniform(2)
+    fed = make(recipe=tffed.fed_avg(batch_size=10), privacy=dp_sgd(1.0, 3.0), seed=3)
+    fed.fit(data, rounds=5, sampler=sampler, verbose=0)
+    drawn = [sampler.sample(list(data), seed=3, round=number) for number in range(5)]
+    most = max(Counter(itertools.chain(*drawn)).values())
+    assert 2 < most < 5
+    expected = privacy.epsilon(3.0, most, DELTA)
+    assert fed.privacy_report(DELTA).epsilon == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_budget_holds_where_clients_take_part_by_a_schedule():
