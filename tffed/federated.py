@@ -4,6 +4,7 @@ import json
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tffed import assembly, random, tree
@@ -307,6 +308,7 @@ class Federated:
             seed=self._seed,
             terms=spending.terms,
             ledger=self.ledger,
+            budget=spending.budget,
             exposures=spending.exposures,
             context=json.dumps(identity, sort_keys=True).encode(),
         )
@@ -426,6 +428,7 @@ class Federated:
             budget=budget,
             fixed_noise=self._noise_seed is not None,
             resumed=done is not None,
+            server_rate=float(np.asarray(self.server_optimizer.learning_rate)),
             watched=beside,
         )
         if found.built is not self._built:

@@ -263,6 +263,12 @@ MUTATIONS = [
             _TREES,
         ),
         (
+            "accounts do not look whether the server's rate keeps to the budget",
+            "self._dearer |= rate > self._terms.server_rate",
+            "self._dearer |= False",
+            _killed("a_budget_holds_where_the_servers_rate_rises"),
+        ),
+        (
             "accounts count nobody",
             "cohort = tuple(self.cohorts.of(number)) if counted else ()",
             "cohort = ()",
@@ -306,7 +312,7 @@ MUTATIONS = [
         ),
         (
             "accounts are not asked before a round",
-            "        accounts.check(number)\n",
+            "        accounts.check(state)\n",
             "",
             _accounted("a_budget_is_not_exceeded_by_a_sampler_that_changes_its_mind"),
         ),
@@ -525,8 +531,8 @@ MUTATIONS = [
         "privacy/budget",
         (
             "a budget forgets what was spent",
-            "entries = [*ledger.entries, Entry(",
-            "entries = [Entry(",
+            "entries = [*ledger.entries, Entry(here, count,",
+            "entries = [Entry(here, count,",
             _accounted("a_budget_goes_on_after_the_fit_that_gave_it"),
         ),
         (
@@ -698,7 +704,7 @@ MUTATIONS = [
             "a client that diverges sends no noise",
             "record = queries.bounded(query(value), value)",
             "record = queries.clip(query(value), value)",
-            _named("private_rounds", "hostile_clients_send_bounded_updates_with_local_noise"),
+            _killed("a_client_that_diverges_sends_noise_like_any_other"),
         ),
         (
             "half of the noise on the weights",

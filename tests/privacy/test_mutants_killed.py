@@ -83,7 +83,7 @@ def test_noise_in_steps_depends_on_what_clients_have_kept():
     fed.fit(data, rounds=1, verbose=0)
     before, start = fed.state, flat(fed.model)
     kept = {cid: fed.store.get(cid) for cid in fed.store}
-    for factor in (1.0, 1.0, 2.0):
+    for factor in (1.0, 1.0, 1.001):
         fed.state = before
         fed.model.set_weights([np.asarray(w) for w in before.weights.trainable])
         changed = {cid: [factor * leaf for leaf in leaves] for cid, leaves in kept.items()}
@@ -218,9 +218,38 @@ def test_the_draw_of_a_cohort_hides_no_example():
     assert fed.privacy_report(DELTA).epsilon == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+def test_a_client_that_diverges_sends_noise_like_any_other(bad):
+    stage, value = local_gaussian(0.5, 2.0), (tf.fill((300, 100), bad),)
+    (sent,), _, _ = stage.encode((), (), value, random.secret())
+    assert np.std(sent) == pytest.approx(1.0, rel=5 / np.sqrt(2 * 30_000))
+
+
 def test_a_budget_holds_where_clients_take_part_by_a_schedule():
     fed = make(local_gaussian(1.0), UNIFORM)
     cyclic = tffed.data.Cyclic(2)
     fed.fit(pop(), rounds=10, sampler=cyclic, privacy=Budget(2.0, DELTA), verbose=0)
     z = fed.ledger.entries[0].terms.mechanism.noise_multiplier
     assert 1.98 < privacy.epsilon(z, 2, DELTA) <= 2.0  # ten rounds are twice round five cohorts
+
+
+def test_a_budget_holds_where_the_servers_rate_rises():
+    # At rate 1 a round has the multiplier 1 / (1 · 1 / 10) = 10, at rate 10 it has 1: ε = 4.38.
+    def private(rate, later, rounds=4, **budget):
+        server = keras.optimizers.SGD(1.0)
+        fed = make(tffed.clip(1.0), weight_noise(1.0), UNIFORM, server_optimizer=server)
+        fed.server_optimizer.learning_rate = rate
+        rates = keras.callbacks.LearningRateScheduler(lambda k: later if k else rate)
+        fed.fit(pop(), rounds=rounds, callbacks=[rates], verbose=0, **budget)
+        return fed.privacy_report(DELTA).epsilon
+
+    budget = {"privacy": Budget(1.0, DELTA)}
+    with pytest.raises(ValueError, match="rate of 1,.*Received: 10 in round 2.*epsilon=4"):
+        private(1.0, 10.0, **budget)
+    with pytest.raises(ValueError, match="allows one more round"):
+        private(10.0, 10.0, **budget)  # set before the fit that plans
+    with pytest.raises(ValueError, match="must be positive. Received: learning_rate=0.0"):
+        private(0.0, 0.0)
+    found = private(1.0, 1.2, **budget)  # dearer than was planned, and within the budget
+    expected = np.hypot(1.0, np.sqrt(3) * 1.2) / 10
+    assert found == pytest.approx(privacy.audit.gaussian_epsilon(expected, DELTA), rel=1e-3)
