@@ -2,6 +2,7 @@
 
     python -m experiments.audit --output_dir=runs/audit
     python -m experiments.audit --attacks=inversion
+    python -m experiments.audit --whole
 
 - canaries: a lower bound on ε, of noise as claimed and of noise secretly halved.
 - membership: whether a digit was among those that a network was trained on, many of which have a
@@ -9,7 +10,9 @@
 - inversion: what a server sees of four digits in an update of FedSGD, as it is, clipped, and
   clipped and noised.
 
-Writes audit.json, membership.png and inversion.png.
+Writes audit.json, membership.png and inversion.png. With --whole there is another attack instead:
+every mechanism goes through `Federated.fit`, as it is and sabotaged (see `whole_audit.py`), and
+whole_audit.json says what was found.
 """
 
 import json
@@ -35,6 +38,10 @@ def main(argv=None):
     folder = Path(values.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     startup.start()
+    if values.whole:
+        from experiments import whole_audit
+
+        sys.exit(bool(whole_audit.main(folder)))
     attacks = {"canaries": _canaries, "membership": _membership, "inversion": _inversion}
     found = {}
     for name in values.attacks:
@@ -52,6 +59,7 @@ def main(argv=None):
 def _define(common):
     absl_flags.DEFINE_string("output_dir", "runs/audit", "Where results go.", **common)
     absl_flags.DEFINE_multi_enum("attacks", list(_ATTACKS), _ATTACKS, "Which attacks.", **common)
+    absl_flags.DEFINE_bool("whole", False, "Audits `fit` from end to end instead.", **common)
     absl_flags.DEFINE_float("noise_multiplier", 1.0, "z of the audited noise.", **common)
     absl_flags.DEFINE_integer("canaries", 100_000, "Canary clients.", lower_bound=100, **common)
     absl_flags.DEFINE_integer("rounds", 100, "Rounds of training.", lower_bound=1, **common)

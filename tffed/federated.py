@@ -316,6 +316,7 @@ class Federated:
                 seed=self._seed,
                 terms=spending.terms,
                 ledger=self.ledger,
+                budget=spending.budget,
                 exposures=spending.exposures,
                 context=json.dumps(identity, sort_keys=True).encode(),
             )
@@ -439,6 +440,7 @@ class Federated:
             budget=budget,
             fixed_noise=self._noise_seed is not None,
             resumed=done is not None,
+            server_rate=float(np.asarray(self.server_optimizer.learning_rate)),
             watched=beside,
         )
         if found.built is not self._built:

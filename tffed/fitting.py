@@ -31,7 +31,8 @@ class Plan(NamedTuple):
         seed: Integer seed.
         terms: The `tffed.privacy.terms.Terms` of the rounds.
         ledger: The `tffed.privacy.ledger.Ledger` that they are written to.
-        exposures: As in `tffed.privacy.budget.Spending`.
+        budget: As in `tffed.privacy.budget.Spending`.
+        exposures: As there.
         context: Bytes that the noise of the rounds is bound to (see `RoundNoise`).
     """
 
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     seed: int
     terms: Any
     ledger: Any
+    budget: Any = None
     exposures: list | None = None
     context: bytes = b""
 
@@ -84,7 +86,7 @@ def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
         plan.all_callbacks.on_epoch_begin(epoch)
         state = rates.write(_with_weights(plan, model, state))
         number = int(state.round)
-        accounts.check(number)
+        accounts.check(state)
         state, logs = run_round(
             engine,
             state,

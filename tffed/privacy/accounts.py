@@ -1,7 +1,9 @@
 """The books of one `fit`: whom its rounds ask, and what is written before anybody sees them."""
 
 from tffed import random
-from tffed.privacy.ledger import Record
+from tffed.privacy.accounting import account
+from tffed.privacy.claims import releases
+from tffed.privacy.ledger import Entry, Record
 from tffed.privacy.releases import TREE
 from tffed.privacy.terms import AMPLIFIED, SCHEDULE
 from tffed.training import Cohorts
@@ -27,15 +29,18 @@ class Accounts:
         secret = plan.terms.scheme in AMPLIFIED and not random.known(state.noise)
         seed = random.cohort_seed(state.noise) if secret else plan.seed
         self.cohorts = Cohorts(plan.clients, plan.sampler, seed)
+        self._dearer = False
         self._before = plan.ledger.exposed(plan.terms, self._first, ())
 
-    def check(self, number):
-        """Checks that round `number` may be done, before it is.
+    def check(self, state):
+        """Checks that the round that begins with `state` may be done, before it is.
 
         Raises:
-            ValueError: Its cohort is not one that the noise and the budget were meant for.
+            ValueError: Its cohort, or the server's rate, is not one that the noise and the budget
+                were meant for.
         """
-        mechanism, plan = self._terms.mechanism, self._plan
+        number, mechanism, plan = int(state.round), self._terms.mechanism, self._plan
+        self._check_rate(number, float(state.optimizer.learning_rate))
         if mechanism is not None and mechanism.kind == TREE:
             plan.ledger.check_tree(mechanism.period, number, self.cohorts.of(number))
         if plan.exposures is None:
@@ -48,6 +53,24 @@ class Accounts:
                 f"which no client takes part more than {planned} times up to round {number + 1}. "
                 f"Received: one that does {found} times, from {plan.sampler!r}. A sampler's draws "
                 "must follow from the clients, the seed and the round alone."
+            )
+
+    def _check_rate(self, number, rate):
+        """Checks that noise on the weights keeps to the budget, at the rate of a round's step."""
+        if self._terms.server_rate is None:
+            return
+        terms, budget = self._terms.at(rate), self._plan.budget
+        self._dearer |= rate > self._terms.server_rate
+        if budget is None or not self._dearer:
+            return
+        entries = [*self._plan.ledger.entries, Entry(terms, 1, 1, 0, number)]
+        after = releases(entries, terms.mechanism.unit, budget.relation, believed=True)
+        if (cost := account(after, budget.delta).epsilon) > budget.epsilon:
+            raise ValueError(
+                f"Expected a server's learning rate of {self._terms.server_rate:.6g}, with which "
+                f"{budget} was planned. Received: {rate:.6g} in round {number + 1} or before, with "
+                f"which this round would come to epsilon={cost:.3g}: noise on the weights hides "
+                "less of larger steps. Begin with the largest rate, or give more noise."
             )
 
     def write(self, state, number, dropped, release):

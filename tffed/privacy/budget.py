@@ -51,6 +51,7 @@ class Spending(NamedTuple):
         built: The `tffed.assembly.Built` to train with.
         terms: The `Terms` of its rounds.
         rounds: How many rounds it may do.
+        budget: The `Budget`, or None.
         exposures: With a budget, where the rounds of each client are counted: in how many the
             busiest one takes part up to each; else None.
     """
@@ -58,6 +59,7 @@ class Spending(NamedTuple):
     built: object
     terms: object
     rounds: int
+    budget: Budget | None = None
     exposures: list | None = None
 
 
@@ -74,6 +76,7 @@ def plan(
     budget,
     fixed_noise,
     resumed,
+    server_rate,
     watched=(),
 ) -> Spending:
     """Settles the noise and the number of rounds of a `fit`, before it starts.
@@ -90,6 +93,7 @@ def plan(
         budget: The `Budget`, or None.
         fixed_noise: Whether the noise follows from a known seed.
         resumed: Whether the run goes on from a checkpoint; it may then be at its end.
+        server_rate: The server's learning rate as it is now.
         watched: As in `terms`.
 
     Raises:
@@ -116,6 +120,7 @@ def plan(
             "epsilon=…, delta=…))."
         )
     here = terms(built, sampler, clients, fixed_noise=fixed_noise, watched=watched)
+    here = here.at(server_rate)
     counted = here.scheme == SCHEDULE
     most = exposures(sampler, clients, seed, first, rounds) if counted else [0] * (rounds + 1)
 
@@ -132,7 +137,7 @@ def plan(
         here = terms(built, sampler, clients, fixed_noise=fixed_noise, watched=watched)
     if budget is not None:
         rounds = _allowed(budget, rounds, lambda count: spent(here, count), resumed)
-    return Spending(built, here, rounds, most if counted and budget is not None else None)
+    return Spending(built, here, rounds, budget, most if counted and budget is not None else None)
 
 
 def _open(mechanism):

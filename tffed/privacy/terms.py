@@ -50,9 +50,14 @@ class Terms(NamedTuple):
     assumed: tuple = ()
 
     def at(self, server_rate):
-        """The terms of a round in which the server has another learning rate."""
+        """The terms of a round in which the server has another learning rate.
+
+        Raises:
+            ValueError: The noise must drown that rate, and it is not positive.
+        """
         if self.server_rate is None:
             return self
+        _check_rate(server_rate)
         clip = self.mechanism.clip * server_rate / self.server_rate
         mechanism = self.mechanism._replace(
             clip=clip, noise_multiplier=self.mechanism.stddev / clip
@@ -190,9 +195,19 @@ def _on_weights(mechanism, built, facts):
             "else of their updates. Received: a server optimizer with a state or a schedule. Use "
             "keras.optimizers.SGD(learning_rate) without momentum, or noise on the sum."
         )
+    _check_rate(built.server.learning_rate)
     moved = built.aggregator.moves(built.aggregator.bound, facts.get("size"))
     clip = built.server.learning_rate * moved
     return mechanism._replace(clip=clip, noise_multiplier=mechanism.stddev / clip)
+
+
+def _check_rate(server_rate):
+    if not server_rate > 0:
+        raise ValueError(
+            "What a client moves the weights by, which the noise on them must hide, is in "
+            "proportion to the server's learning rate, so this must be positive. Received: "
+            f"learning_rate={server_rate}. Set a small one instead."
+        )
 
 
 def _uses(mechanism, recipe, clients):

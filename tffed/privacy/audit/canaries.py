@@ -133,7 +133,7 @@ def audit_examples(
         scores[here] += rows @ released
     if takes_part == "once" and rounds >= _CENTRED_FROM:
         scores -= _common(scores, np.arange(canaries) // rounds)
-    return _judge(scores, included, guesses, delta, confidence, claimed_epsilon, test)
+    return judge(scores, included, guesses, delta, confidence, claimed_epsilon, test)
 
 
 def audit_clients(aggregator, like=None, *, norm=None, others=(), **options) -> AuditResult:
@@ -254,7 +254,7 @@ def _common(scores, direction):
     return mean[direction]
 
 
-def _judge(scores, included, guesses, delta, confidence, claimed_epsilon, test):
+def judge(scores, included, guesses, delta, confidence, claimed_epsilon, test):
     """The result of the attacker's guesses by the scores."""
     canaries = len(scores)
     if guesses is None:
