@@ -13,6 +13,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tffed
 from tests.processes import start
@@ -275,6 +276,17 @@ def test_fewer_rounds_than_are_done_are_told(tmp_path):
     with pytest.warns(UserWarning, match="is at round 4, and rounds=2 asks for fewer: nothing"):
         again = run(tmp_path, 2)
     assert bits(again) == bits(fed)
+
+
+def test_a_run_that_was_done_has_the_state_it_ended_with(tmp_path):
+    """Its rates too, where a callback has set them after the last round."""
+
+    def ended():
+        plateau = keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=9.0)
+        fed = run(tmp_path, 3, callbacks=[plateau])
+        return [np.asarray(leaf).tobytes() for leaf in tf.nest.flatten(fed.state)]
+
+    assert ended() == ended()
 
 
 def test_no_name_of_a_directory_is_not_the_present_one(tmp_path, monkeypatch):

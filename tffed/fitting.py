@@ -103,7 +103,7 @@ def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
         keep(state, plan.files.store)
         if plan.validate is not None and (epoch + 1) % plan.validation_freq == 0:
             logs |= {f"val_{name}": value for name, value in plan.validate(state).items()}
-        state = _show_callbacks(plan, model, state, epoch, logs)
+        state = rates.write(_show_callbacks(plan, model, state, epoch, logs))
         keep(state, plan.files.store)
         last = epoch + 1 == plan.rounds.stop or keras_model.stop_training
         if last or (epoch + 1) % plan.checkpoint_freq == 0:
