@@ -33,6 +33,7 @@ class Plan(NamedTuple):
         ledger: The `tffed.privacy.ledger.Ledger` that they are written to.
         exposures: As in `tffed.privacy.budget.Spending`.
         context: Bytes that the noise of the rounds is bound to (see `RoundNoise`).
+        budget: The `tffed.privacy.Budget` that the rounds keep to, or None.
     """
 
     clients: Any
@@ -50,6 +51,7 @@ class Plan(NamedTuple):
     ledger: Any
     exposures: list | None = None
     context: bytes = b""
+    budget: Any = None
 
 
 def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
@@ -84,7 +86,7 @@ def fit_rounds(plan, engine, model, start, rates, keras_model, keep):
         plan.all_callbacks.on_epoch_begin(epoch)
         state = rates.write(_with_weights(plan, model, state))
         number = int(state.round)
-        accounts.check(number)
+        accounts.check(number, float(state.optimizer.learning_rate))
         state, logs = run_round(
             engine,
             state,

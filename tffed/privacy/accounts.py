@@ -1,5 +1,9 @@
 """The books of one `fit`: whom its rounds ask, and what is written before anybody sees them."""
 
+import math
+
+import tensorflow as tf
+
 from tffed import random
 from tffed.privacy.ledger import Record
 from tffed.privacy.releases import TREE
@@ -23,19 +27,23 @@ class Accounts:
 
     def __init__(self, plan, state):
         self._plan, self._terms = plan, plan.terms
+        if tf.is_tensor(state.noise) and random.known(state.noise):  # as a state may be put in
+            self._terms = self._terms._replace(fixed_noise=True)
         self._first = int(state.round)
         secret = plan.terms.scheme in AMPLIFIED and not random.known(state.noise)
         seed = random.cohort_seed(state.noise) if secret else plan.seed
         self.cohorts = Cohorts(plan.clients, plan.sampler, seed)
-        self._before = plan.ledger.exposed(plan.terms, self._first, ())
+        self._before = plan.ledger.exposed(self._terms, self._first, ())
 
-    def check(self, number):
-        """Checks that round `number` may be done, before it is.
+    def check(self, number, rate):
+        """Checks that round `number`, of that server rate, may be done, before it is.
 
         Raises:
-            ValueError: Its cohort is not one that the noise and the budget were meant for.
+            ValueError: Its cohort or its rate is not one that the noise and the budget were meant
+                for.
         """
         mechanism, plan = self._terms.mechanism, self._plan
+        self._check_rate(rate)
         if mechanism is not None and mechanism.kind == TREE:
             plan.ledger.check_tree(mechanism.period, number, self.cohorts.of(number))
         if plan.exposures is None:
@@ -48,6 +56,19 @@ class Accounts:
                 f"which no client takes part more than {planned} times up to round {number + 1}. "
                 f"Received: one that does {found} times, from {plan.sampler!r}. A sampler's draws "
                 "must follow from the clients, the seed and the round alone."
+            )
+
+    def _check_rate(self, rate):
+        planned = self._terms.server_rate
+        if planned is None:  # what is noised before the server's step is so at any rate
+            return
+        most = math.inf if self._plan.budget is None else planned
+        if not (0 < rate <= most and rate < math.inf):
+            raise ValueError(
+                "Expected noise on the averaged weights to cover the server's steps: a positive "
+                "learning rate, with a budget at most the one that it was planned with. Received: "
+                f"a rate of {rate:.4g}, planned with {planned:.4g}. Compile again with the "
+                "largest one, or leave the budget out."
             )
 
     def write(self, state, number, dropped, release):
