@@ -4,6 +4,8 @@ from numbers import Integral, Real
 
 import numpy as np
 
+SMALLEST_NORM = 1e-12
+
 
 def plain(value):
     """A number of NumPy's, or an array or tensor of rank 0, as Python's; anything else as it is.
@@ -37,6 +39,16 @@ def positive(name, value):
     if not 0 < real(value) < float("inf"):
         raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value!r}")
     return real(value)
+
+
+def norm_bound(name, value):
+    """`positive`, and not so small that norms above it have squares that are zero in float32."""
+    if 0 < real(value) < SMALLEST_NORM:
+        raise ValueError(
+            f"`{name}` must be at least {SMALLEST_NORM}: of shorter vectors float32 takes the norm "
+            f"for zero, and would not clip them. Received: {name}={value!r}. Scale the weights up."
+        )
+    return positive(name, value)
 
 
 def not_negative(name, value):

@@ -83,6 +83,7 @@ class Federated:
         self._parts = self._built = self._check = None
         self._budget = self._population = None
         self._run, self._seed = 0, self.seed
+        self._left = set()  # marks of the secrets that earlier compiles had
         self.store = None
         self._ledger = Ledger()
 
@@ -169,6 +170,7 @@ class Federated:
             self._run += 1
             self._seed = random.of_run(self.seed, self._run)
             self.ledger.close()
+            self._left.add(_mark(self.state))
         self.state = self.store = None
         self._parts = parts = assembly.collect(
             self._recipe,
@@ -473,6 +475,12 @@ class Federated:
                 state = state._replace(noise=random.secret(self._noise_seed))
             return state
         state = self.state._replace(weights=weights)
+        if _mark(state) in self._left - {None}:
+            raise ValueError(
+                "Expected a state of the present compile: those from before have the secret of "
+                "cohorts that are counted already. Received: fed.state from before compile. Set "
+                "the model's weights instead."
+            )
         if before == self._population:
             return state
         if self._algorithm.mechanisms:
@@ -524,3 +532,10 @@ class Federated:
             personal=self._algorithm.personal,
             states=lambda part: self._engine.client_states(state, store, part),
         )
+
+
+def _mark(state):
+    """What tells the secrets of two states apart; None where nothing is secret."""
+    if not tf.is_tensor(state.noise) or random.known(state.noise):
+        return None
+    return random.bound(state.noise, "mark").numpy().tobytes()

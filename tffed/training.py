@@ -79,6 +79,12 @@ class Cohorts:
         if number not in self._drawn:
             kept = {n: ids for n, ids in self._drawn.items() if n == number - 1}
             ids = self._sampler.sample(self._clients, seed=self._seed, round=number)
+            if len(set(ids)) < len(ids):  # who counts twice moves a sum twice as far
+                raise ValueError(
+                    "Expected a cohort of distinct clients. Received: "
+                    f"{next(cid for cid in ids if ids.count(cid) > 1)!r} more than once in round "
+                    f"{number + 1}, from {self._sampler!r}. Let its `sample` return each id once."
+                )
             self._drawn = kept | {number: ids}
         return self._drawn[number]
 

@@ -86,6 +86,8 @@ class Aggregator(NamedTuple):
             server's step to those that it keeps; `present` is by how much weight of clients each
             coordinate was had, or `()`.
         release: `(state, weights, seed) -> weights`, after that.
+        weight: `(examples) -> weight` of the reducer.
+        foreign: The names of stages and reducers that are not tffed's own.
         part: The `Submodel` that clients train; what is said of updates above is of this part.
     """
 
@@ -108,6 +110,8 @@ class Aggregator(NamedTuple):
     release: Callable
     moves: Callable
     noised: tuple
+    weight: Callable
+    foreign: tuple
     part: Submodel = WHOLE
 
 
@@ -181,8 +185,16 @@ def chain(*parts, down=()) -> Aggregator:
         release=whole.sequence.release,
         moves=reducer.moves,
         noised=tuple(stage.mechanism is not None for stage in stages),
+        weight=reducer.weight,
+        foreign=tuple(part.name for part in (*stages, reducer) if foreign(part)),
         part=part,
     )
+
+
+def foreign(record):
+    """Whether a record of functions has one that is not tffed's own."""
+    functions = (getattr(value, "func", value) for value in record if callable(value))
+    return not all(getattr(f, "__module__", "").startswith("tffed.") for f in functions)
 
 
 class _Chain:
@@ -226,7 +238,10 @@ class _Chain:
         if self._reducer.collect:
             stats, clients = tree.map(lambda x: tf.reduce_sum(x, 0), (stats, clients))
         value, state, metrics = self.sequence.finish(state, total.total, stats, clients, seed)
-        return self._reducer.finish(value, total.weight), state, metrics
+        weight, denominator = total.weight, self._reducer.denominator
+        if self.private and denominator is not None:  # no reducer sees more than it says
+            weight = tf.constant(denominator, tf.float32)
+        return self._reducer.finish(value, weight), state, metrics
 
     def settle(self, before, after, present):
         if self._part.own:  # whatever the optimizer does, what no client had stays

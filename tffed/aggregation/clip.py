@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.stage import Stage
-from tffed.arguments import open_fraction, positive
+from tffed.arguments import norm_bound, open_fraction, positive
 
 
 def clip(norm) -> Stage:
@@ -19,7 +19,7 @@ def clip(norm) -> Stage:
     Raises:
         ValueError: `norm` is not positive and finite.
     """
-    norm = positive("norm", norm)
+    norm = norm_bound("norm", norm)
 
     def encode(shared, client_state, value, seed):
         del shared, seed
@@ -54,7 +54,7 @@ def adaptive_clip(norm=0.1, quantile=0.5, learning_rate=0.2) -> Stage:
     Raises:
         ValueError: An argument is outside its range.
     """
-    norm = positive("norm", norm)
+    norm = norm_bound("norm", norm)
     learning_rate = positive("learning_rate", learning_rate)
     quantile = open_fraction("quantile", quantile)
 

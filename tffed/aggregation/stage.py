@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tffed import random, tree
+from tffed.mechanism import SERVER_SUM
 from tffed.wire import Gate, Gated, Raw
 
 # With errors of this share of a value, E‖e'‖² = ω (‖e‖² + ‖u‖²), residuals are 2.4 updates long.
@@ -46,7 +47,8 @@ class Stage(NamedTuple):
         decode: `(shared, payload, like) -> value`, on the server, for each client; `like` as above.
         decode_stats: `(stats) -> stats`, on the server, for each client, before they are added.
         finish: `(state, total, stats, clients, seed) -> (total, state, metrics)`, on the server,
-            once: `total` is the weighted sum, `clients` how many it holds.
+            once: `total` is the weighted sum, `clients` how many it holds. A stage before noise on
+            the sum is shown zeros, and what it makes of them counts for nothing.
         bound: `(bound) -> bound`: from the largest L2 norm an update can have before the stage
             (None: unbounded) to that after it.
         passes: `(like) -> like`: the specs of the values for the next stage.
@@ -188,8 +190,14 @@ class _Sequence:
 
     def finish(self, state, total, stats, clients, seed):
         new, metrics = [], {}
+        # Nothing sees the sum before the noise that hides it.
+        hidden = [s.mechanism is not None and s.mechanism.place == SERVER_SUM for s in self._stages]
+        nothing = tree.zeros_like(total) if any(hidden) else None
         for i, (stage, st, stat) in enumerate(self._with(state, stats)):
-            total, st, found = stage.finish(st, total, stat, clients, random.stage_seed(seed, i))
+            before = any(hidden[i + 1 :])
+            given = nothing if before else total
+            done, st, found = stage.finish(st, given, stat, clients, random.stage_seed(seed, i))
+            total = total if before else done
             new.append(st)
             for name, value in found.items():
                 metrics[_unused(name, metrics)] = value

@@ -1,5 +1,7 @@
 """The books of one `fit`: whom its rounds ask, and what is written before anybody sees them."""
 
+import tensorflow as tf
+
 from tffed import random
 from tffed.privacy.accounting import account
 from tffed.privacy.claims import releases
@@ -25,12 +27,14 @@ class Accounts:
 
     def __init__(self, plan, state):
         self._plan, self._terms = plan, plan.terms
+        if tf.is_tensor(state.noise) and random.known(state.noise):  # as a state may be put in
+            self._terms = self._terms._replace(fixed_noise=True)
         self._first = int(state.round)
         secret = plan.terms.scheme in AMPLIFIED and not random.known(state.noise)
         seed = random.cohort_seed(state.noise) if secret else plan.seed
         self.cohorts = Cohorts(plan.clients, plan.sampler, seed)
         self._dearer = False
-        self._before = plan.ledger.exposed(plan.terms, self._first, ())
+        self._before = plan.ledger.exposed(self._terms, self._first, ())
 
     def check(self, state):
         """Checks that the round that begins with `state` may be done, before it is.

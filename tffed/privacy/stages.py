@@ -10,7 +10,14 @@ import tensorflow as tf
 
 from tffed import tree
 from tffed.aggregation.stage import Stage
-from tffed.arguments import not_negative, open_fraction, positive, positive_integer
+from tffed.arguments import (
+    SMALLEST_NORM,
+    norm_bound,
+    not_negative,
+    open_fraction,
+    positive,
+    positive_integer,
+)
 from tffed.mechanism import AVERAGED_WEIGHTS, CLIENT_UPDATE, SERVER_SUM, Mechanism
 from tffed.privacy import queries, tf_privacy, tree_noise
 
@@ -113,7 +120,8 @@ def adaptive_gaussian(
         sums = asked._SampleState(queries.float32(total), stats["below"])
         noised, new, _ = asked.get_noised_result(sums, asked.initial_global_state())
         noised = queries.cast_like(total, noised)
-        return noised, new.sum_state.l2_norm_clip, {"clip_norm": bound}
+        moved = tf.maximum(new.sum_state.l2_norm_clip, SMALLEST_NORM)
+        return noised, moved, {"clip_norm": bound}
 
     return Stage(
         init=lambda like: tf.constant(clip),
@@ -264,7 +272,7 @@ def _checked(clip, noise_multiplier):
     tf_privacy.load("dp_query.gaussian_query")
     if noise_multiplier is not None:
         noise_multiplier = not_negative("noise_multiplier", noise_multiplier)
-    return positive("clip", clip), noise_multiplier
+    return norm_bound("clip", clip), noise_multiplier
 
 
 def _given(noise_multiplier):

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from tffed import data
 from tffed.mechanism import AVERAGED_WEIGHTS, CLIENT_STEPS, CLIENT_UPDATE, Mechanism
@@ -13,6 +14,7 @@ from tffed.privacy.unprotected import unprotected
 
 SCHEDULE, EVERYONE = "schedule", "everyone"
 AMPLIFIED = (POISSON, FIXED_SIZE)
+_SIZES = (0.0, 1.0, 2.0, 1000.0)  # numbers of examples, to see whether clients weigh alike
 
 
 class Terms(NamedTuple):
@@ -103,6 +105,7 @@ def terms(built, sampler, clients, *, fixed_noise=False, watched=()) -> Terms:
     facts = _facts(sampler)
     server_rate = None
     _check_statistics(mechanism, built)
+    _check_precision(built.model)
     _check_cohorts(mechanism, built, sampler, facts, clients)
     if mechanism.place == AVERAGED_WEIGHTS:
         mechanism = _on_weights(mechanism, built, facts)
@@ -153,6 +156,16 @@ def _check_statistics(mechanism, built):
         )
 
 
+def _check_precision(model):
+    low = sorted({v.dtype.name for v in model.init().trainable if v.dtype.size < 4})
+    if low:
+        raise ValueError(
+            "Sums of 16 bits round by more than one client's part, so that it may count several "
+            f"times over. Received: trained weights of {low[0]} beside noise. Keep the weights in "
+            "float32."
+        )
+
+
 def _check_cohorts(mechanism, built, sampler, facts, clients):
     if mechanism.unit != "client":
         return
@@ -170,7 +183,7 @@ def _check_cohorts(mechanism, built, sampler, facts, clients):
             f"a fixed number. Received: {reducer.name} with {sampler!r}. "
             "Give mean('uniform', denominator=expected number of clients a round)."
         )
-    if "max_weight" in reducer.name:
+    if any(float(reducer.weight(tf.constant(n))) != 1 for n in _SIZES):
         raise ValueError(
             "The sum of the clients' weights tells how many examples they have, so the divisor "
             f"must be fixed. Received: {reducer.name}. Give mean(…, denominator=…)."
@@ -202,11 +215,11 @@ def _on_weights(mechanism, built, facts):
 
 
 def _check_rate(server_rate):
-    if not server_rate > 0:
+    if not 0 < server_rate < math.inf:
         raise ValueError(
             "What a client moves the weights by, which the noise on them must hide, is in "
-            "proportion to the server's learning rate, so this must be positive. Received: "
-            f"learning_rate={server_rate}. Set a small one instead."
+            "proportion to the server's learning rate, so this must be positive and finite. "
+            f"Received: learning_rate={server_rate}. Set a small one instead."
         )
 
 

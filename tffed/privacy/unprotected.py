@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tffed import tree
+from tffed.aggregation.chain import foreign
 from tffed.data import ClientData
 from tffed.mechanism import CLIENT_STEPS, CLIENT_UPDATE
 
@@ -77,11 +78,17 @@ def unprotected(mechanism, built, watched):
         found += ["the lengths of the clients' messages (bytes_up)"] if varies else []
     if watched.validation == "clients that train":
         found.append("the metrics of validation, which are of clients that train")
-    return tuple(found), _assumed(mechanism, watched)
+    return tuple(found), _assumed(mechanism, built, watched)
 
 
-def _assumed(mechanism, watched):
+def _assumed(mechanism, built, watched):
     found = []
+    own = [*built.aggregator.foreign, *([built.recipe.name] if foreign(built.recipe) else [])]
+    if own:
+        found.append(
+            f"What is not tffed's own ({', '.join(own)}) does what it says: clients send their "
+            "update and nothing else of their data, and the server keeps nothing of it."
+        )
     for name, monitored in watched.monitors:
         public = monitored.startswith("val_") and watched.validation != "clients that train"
         said = "must hold data that nobody in the training has a part in"
