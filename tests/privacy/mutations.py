@@ -165,14 +165,14 @@ MUTATIONS = [
         "privacy/ledger",
         (
             "ledger counts repetitions",
-            "if release is not None and release in self._releases:",
+            "if release in self._releases:",
             "if False:",
             _KILLED,
         ),
         (
             "ledger takes every round for a repetition",
-            "if release is not None and release in self._releases:",
-            "if release is not None and self._releases:",
+            "if release in self._releases:",
+            "if self._releases:",
             _PASSES,
         ),
         (
@@ -231,9 +231,15 @@ MUTATIONS = [
         ),
         (
             "ledger goes back to a checkpoint",
-            "return self if self.rounds >= other.rounds else other",
-            "return other",
+            "if self.rounds >= other.rounds and self._begins_as(other):",
+            "if False:",
             _LEDGER,
+        ),
+        (
+            "ledger forgets a branch",
+            "if other._begins_as(self):",
+            "if True:",
+            _named("tests/privacy/test_claims.py", "of_two_branches_of_a_run_both_count"),
         ),
         (
             "ledger forgets another run's rounds",
@@ -369,8 +375,8 @@ MUTATIONS = [
         ),
         (
             "journal is readable by all",
-            "os.O_APPEND, 0o600)",
-            "os.O_APPEND, 0o644)",
+            "descriptor = private_files.opener(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)",
+            "descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)",
             _killed("a_journal_keeps_whole_lines_of_rounds_that_a_checkpoint_does_not_hold"),
         ),
         (
@@ -747,9 +753,21 @@ MUTATIONS = [
         ),
         (
             "a louder tree goes on with soft nodes",
-            "tf.cond(state.stddev == stddev, kept, fresh)",
-            "tf.cond(state.stddev >= 0, kept, fresh)",
+            "same = (state.stddev == stddev) & (state.rounds % period != 0)",
+            "same = (state.stddev >= 0) & (state.rounds % period != 0)",
             _named(_TREE_NOISE, "another_multiplier_begins_another_tree"),
+        ),
+        (
+            "a tree never begins again",
+            "same = (state.stddev == stddev) & (state.rounds % period != 0)",
+            "same = state.stddev == stddev",
+            _named(_TREE_NOISE, "cumulative_tree_noise_has_honakers_covariance_and_restarts"),
+        ),
+        (
+            "a leaf is drawn in the round before its own",
+            "_padded(here.level_buffer_idx, state.levels, -1),",
+            "_padded(after.tree_state.level_buffer_idx, state.levels, -1),",
+            _named(_TREE_NOISE, "cumulative_tree_noise_has_honakers_covariance_and_restarts"),
         ),
     ),
 ]
