@@ -239,7 +239,7 @@ MUTATIONS = [
             "ledger forgets a branch",
             "if other._begins_as(self):",
             "if True:",
-            _named("tests/privacy/test_claims.py", "of_two_branches_of_a_run_both_count"),
+            _named("claims", "of_two_branches_of_a_run_both_count"),
         ),
         (
             "ledger forgets another run's rounds",

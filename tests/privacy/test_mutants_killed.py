@@ -248,7 +248,7 @@ def test_a_budget_holds_where_the_servers_rate_rises():
         private(1.0, 10.0, **budget)
     with pytest.raises(ValueError, match="allows one more round"):
         private(10.0, 10.0, **budget)  # set before the fit that plans
-    with pytest.raises(ValueError, match="must be positive and finite. Received: learning_rate=0.0"):
+    with pytest.raises(ValueError, match="positive and finite. Received: learning_rate=0.0"):
         private(0.0, 0.0)
     found = private(1.0, 1.2, **budget)  # dearer than was planned, and within the budget
     expected = np.hypot(1.0, np.sqrt(3) * 1.2) / 10
