@@ -264,7 +264,7 @@ def test_the_next_cohort_is_read_while_this_one_trains():
             state, _ = engine.run_round(
                 state, clients, ids, seed=seed, store=store, then=then if ahead else ()
             )
-            engine._reader._thread.submit(int).result()  # all that was asked for has been read
+            engine._reader._thread.ask(int).result()  # all that was asked for has been read
             yield state, list(read)
 
     cohorts = [[0, 1, 2], [3, 4], [5, 3]]
