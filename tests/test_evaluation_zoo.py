@@ -19,7 +19,7 @@ class Recorded(keras.layers.Layer):
 
     def __init__(self):
         super().__init__()
-        self.kept = M.Mean(name="kept"), M.Sum(name="summed")
+        self.kept = M.Mean(name="averaged"), M.Sum(name="summed")
         self.mean, self.sum = self.kept
 
     def call(self, x):

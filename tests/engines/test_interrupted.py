@@ -19,8 +19,10 @@ from tffed.engines.reading import Reader
 
 ROOT = Path(__file__).parents[2]
 _HANGS = """
-import sys, time
+import signal, sys, time
 import keras, numpy as np, tffed
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background ignore it
 
 def read(cid):
     if cid == 2 and len(sys.argv) < 3:
