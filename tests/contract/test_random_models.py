@@ -8,7 +8,7 @@ from tests.contract.random_models import outcome, specifications, tally
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @hypothesis.settings(
-    max_examples=25,
+    max_examples=15,
     phases=[hypothesis.Phase.generate],
     suppress_health_check=list(hypothesis.HealthCheck),
 )

@@ -452,7 +452,7 @@ MUTATIONS = [
             "sampled steps cost what they cost the largest client",
             "in worst))",
             "in worst[:1]))",
-            _accounted(f"{_PAYS}[1-sizes2]"),
+            _accounted(f"{_PAYS}[sizes2]"),
         ),
     ),
     *_of(

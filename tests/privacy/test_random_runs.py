@@ -11,7 +11,7 @@ pytestmark = needs_tf_privacy
 
 
 @settings(
-    max_examples=8,
+    max_examples=5,
     deadline=None,
     database=None,
     derandomize=True,
